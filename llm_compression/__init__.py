@@ -1,0 +1,62 @@
+"""A CLIP image encoder whose weights live in Parquet; importing this package imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from llm_compression.convert import convert_checkpoint as convert_checkpoint
+    from llm_compression.embedding_provider import EmbeddingProvider as EmbeddingProvider
+    from llm_compression.errors import (
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        ImageError as ImageError,
+        LlmCompressionError as LlmCompressionError,
+        WeightFormatError as WeightFormatError,
+    )
+    from llm_compression.inference.inference_core import InferenceCore as InferenceCore
+    from llm_compression.inference.weight_loader import WeightLoader as WeightLoader
+    from llm_compression.multimodal.image_processor import ImageProcessor as ImageProcessor
+    from llm_compression.multimodal.vision_config import VisionConfig as VisionConfig
+    from llm_compression.multimodal.vision_encoder import (
+        PatchEmbedding as PatchEmbedding,
+        VisionEncoder as VisionEncoder,
+    )
+    from llm_compression.multimodal.vision_provider import (
+        ArrowVisionProvider as ArrowVisionProvider,
+        CLIPVisionProvider as CLIPVisionProvider,
+        VisionProvider as VisionProvider,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES: Final = {
+    "convert_checkpoint": "llm_compression.convert",
+    "EmbeddingProvider": "llm_compression.embedding_provider",
+    "CheckpointError": "llm_compression.errors",
+    "ConfigError": "llm_compression.errors",
+    "ImageError": "llm_compression.errors",
+    "LlmCompressionError": "llm_compression.errors",
+    "WeightFormatError": "llm_compression.errors",
+    "InferenceCore": "llm_compression.inference.inference_core",
+    "WeightLoader": "llm_compression.inference.weight_loader",
+    "ImageProcessor": "llm_compression.multimodal.image_processor",
+    "VisionConfig": "llm_compression.multimodal.vision_config",
+    "PatchEmbedding": "llm_compression.multimodal.vision_encoder",
+    "VisionEncoder": "llm_compression.multimodal.vision_encoder",
+    "ArrowVisionProvider": "llm_compression.multimodal.vision_provider",
+    "CLIPVisionProvider": "llm_compression.multimodal.vision_provider",
+    "VisionProvider": "llm_compression.multimodal.vision_provider",
+}
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are strings, made from the table
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Proves the package against its spec: reads ``.kiro``, measures, compares, reports. The package never imports it."""

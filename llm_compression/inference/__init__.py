@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: weight files, the transformer core, and how a linear layer runs on this machine."""

@@ -1,0 +1,198 @@
+"""How one linear layer runs on this machine; nothing else in the package knows.
+
+On a CPU the weights are laid out once in oneDNN's blocked format, and the activation runs inside the product. The
+operators for it are private to PyTorch, so they are probed for once; where they are missing or fail the probe,
+`torch.nn.functional.linear` computes the same from the plain weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
+from torch import Tensor, nn
+
+from llm_compression.errors import ConfigError
+
+QUICK_GELU_SCALE: Final = 1.702
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``, OpenAI's approximation of GELU (openai/CLIP, ``clip/model.py``)."""
+    return x * torch.sigmoid(QUICK_GELU_SCALE * x)
+
+
+_FUNCTIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
+# oneDNN's names, as (attribute, algorithm) of the fused operator; "none" is the exact GELU, by erf.
+_FUSED: Final[dict[str, tuple[str, str]]] = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
+
+
+class Linear(nn.Linear):
+    """``activation(x @ weight.T + bias)``, from packed weights once `load` was called on a CPU.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether there is one.
+        activation: ``none``, ``gelu`` (exact), ``quick_gelu`` or ``silu``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "none") -> None:
+        super().__init__(in_features, out_features, bias)
+        self.activation = activation
+        self._packed: Tensor | None = None
+
+    def load(
+        self, weight: Tensor, bias: Tensor | None, device: torch.device, dtype: torch.dtype, activation: str = "none"
+    ) -> None:
+        """Take the weights: packed where this machine can, as they are elsewhere.
+
+        Args:
+            weight: (out_features, in_features), any floating dtype; not kept when packed.
+            bias: (out_features,), or None.
+            device: Where the layer runs.
+            dtype: What it computes in.
+            activation: Replaces the layer's activation, as `fold_activation` says.
+        """
+        self.activation = activation
+        self.bias = None if bias is None else frozen(bias.to(device, dtype))  # type: ignore[assignment]  # as in nn.Linear
+        weight = weight.to(device, dtype)
+        if packs(device, dtype):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            self.weight = frozen(weight.to("meta"))
+        else:
+            self.weight = frozen(weight)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Linear
+        """(..., in_features) to (..., out_features)."""
+        if self._packed is None:
+            return _FUNCTIONS[self.activation](F.linear(input, self.weight, self.bias))
+        return linear_pointwise(input, self._packed, self.bias, self.activation)
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution whose stride is its kernel, without bias: a linear layer on patches, and run as one.
+
+    Args:
+        out_channels: Width of the output.
+        patch_size: Kernel and stride.
+    """
+
+    def __init__(self, out_channels: int, patch_size: int) -> None:
+        super().__init__(3, out_channels, patch_size, stride=patch_size, bias=False)
+        self._packed: Tensor | None = None
+
+    def load(self, weight: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the weight, (out_channels, 3, patch, patch), as `Linear.load` does."""
+        weight = weight.to(device, dtype)
+        if packs(device, dtype):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
+            weight = weight.to("meta")
+        self.weight = frozen(weight)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
+        """(n, 3, S, S) to (n, out_channels, S / patch, S / patch)."""
+        n, channels, height, width = input.shape
+        size = self.kernel_size[0]
+        rows, columns = height // size, width // size
+        grid = input.view(n, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+        patches = torch.empty(grid.shape, dtype=self.weight.dtype, device=input.device).copy_(grid)
+        patches = patches.view(n, rows * columns, channels * size * size)
+        if self._packed is None:
+            out = F.linear(patches, self.weight.flatten(1))
+        else:
+            out = linear_pointwise(patches, self._packed, None, "none")
+        return out.view(n, rows, columns, self.out_channels).permute(0, 3, 1, 2)
+
+
+def linear_pointwise(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The fused product: (..., in) with packed (out, in) to (..., out)."""
+    attribute, algorithm = _FUSED.get(activation, _FUSED["none"])
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, attribute, [], algorithm)
+    return out if activation in _FUSED else _FUNCTIONS[activation](out)
+
+
+def fold_activation(
+    activation: str, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor
+) -> tuple[str, Tensor, Tensor, Tensor]:
+    """Rewrite an MLP so that its activation is one that runs inside the product.
+
+    quick_gelu is SiLU in disguise: ``x * sigmoid(s x) = silu(s x) / s``. So fc1 is multiplied by s = 1.702 and fc2
+    divided by it, in float32, before either is rounded to the dtype that computes.
+    """
+    if activation != "quick_gelu":
+        return activation, fc1_weight, fc1_bias, fc2_weight
+    s = QUICK_GELU_SCALE
+    return "silu", fc1_weight.float() * s, fc1_bias.float() * s, fc2_weight.float() / s
+
+
+@cache
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the packed operators exist here and give what `torch.nn.functional.linear` gives."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*size, generator=generator).to(dtype) for size in ((5, 24), (40, 24), (40,)))
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        for activation in _FUSED:
+            got = linear_pointwise(x, packed, bias, activation)
+            expected = _FUNCTIONS[activation](F.linear(x, weight, bias))
+            if not torch.allclose(got.float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 0.1):
+                return False
+    # a private operator may be absent, renamed, or take other arguments
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """What ``dtype="auto"`` means: bfloat16 where the processor multiplies it natively, else float32 (CPU).
+
+    On CUDA bfloat16 where it is native (compute capability 8.0 and later), else float16; float32 on other devices.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and packs(device, torch.bfloat16) and {"avx512_bf16", "amx_bf16"} & cpu_flags():
+        return torch.bfloat16
+    return torch.float32
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that a user named: ``auto``, ``float32``, ``bfloat16``, ``float16`` or PyTorch's own.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    if dtype == "auto":
+        return auto_dtype(device)
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
+    return found
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this processor, in Linux's names; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), ())
+    )
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A parameter that is never trained."""
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,55 @@
+"""How many threads this process may use, and the one setting that lowers it."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from llm_compression.errors import ConfigError
+
+NUM_THREADS_VARIABLE: Final = "LLM_COMPRESSION_NUM_THREADS"
+
+
+@cache
+def available_cpus() -> int:
+    """Processors that this process may use: its affinity, capped by its cgroup's limit, or by the setting if lower.
+
+    ``LLM_COMPRESSION_NUM_THREADS`` lowers the count; it never raises it. Read once per process.
+
+    Raises:
+        ConfigError: The variable is not a positive whole number.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = max(1, min(affinity, _cgroup_cpus()))
+    setting = os.environ.get(NUM_THREADS_VARIABLE)
+    if setting is None:
+        return allowed
+    if not setting.isascii() or not setting.isdigit() or int(setting) < 1:
+        raise ConfigError(f"{NUM_THREADS_VARIABLE}: {setting!r}, expected a positive whole number")
+    return min(allowed, int(setting))
+
+
+def limit_threads() -> None:
+    """Lower PyTorch's intra-op threads to `available_cpus`; a lower count that the caller set stays."""
+    if torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())
+
+
+def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Whole processors of the cgroup's quota (version 2, then 1); a large number without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return 1 << 20
+    if quota == "max" or int(quota) <= 0:
+        return 1 << 20
+    return max(1, math.ceil(int(quota) / int(period)))

@@ -1,0 +1,300 @@
+"""WeightLoader: a weight file to tensors, streamed block by block, checked, strict."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from llm_compression.errors import WeightFormatError
+from llm_compression.inference.weight_format import (
+    DTYPE_NAMES,
+    DTYPES,
+    SCHEMA,
+    WEIGHTS_FILE,
+    TensorHash,
+    WeightMetadata,
+    fingerprint,
+)
+
+_LISTING: Final = ["layer_name", "shape.list.element", "dtype", "num_params"]
+_ACCEPTED_TYPES: Final[Mapping[str, tuple[pa.DataType, ...]]] = {
+    "layer_name": (pa.string(), pa.large_string()),
+    "dtype": (pa.string(), pa.large_string()),
+    "data": (pa.large_binary(), pa.binary()),
+    "num_params": (pa.int64(),),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of a weight file, without its data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    row_group: int
+
+    @property
+    def num_params(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.num_params * self.dtype.itemsize
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as a weight file writes it."""
+        return DTYPE_NAMES[self.dtype]
+
+    def fingerprint(self, data: pa.Buffer) -> str:
+        """The fingerprint that these bytes would have as this tensor."""
+        return fingerprint(self.dtype_name, self.shape, data)
+
+
+class WeightLoader:
+    """Reads a weight file. Opening it reads the listing only; tensors are read on demand.
+
+    A file of the earlier layout (the same five columns, ``dtype`` such as ``torch.float16``, no metadata) is read too;
+    its configuration comes from a ``config.json`` beside it.
+
+    Args:
+        model_path: A directory that holds ``weights.parquet``, or the file itself.
+
+    Attributes:
+        path: The file.
+        metadata: What the file says about itself; None in the earlier layout.
+        config: The model's configuration: from the metadata, or from ``config.json`` in the earlier layout; None where
+            there is neither.
+        tensors: Name to `TensorInfo`, in file order.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightFormatError: The file is not a sound weight file.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+        path = Path(model_path)
+        self.path = path / WEIGHTS_FILE if path.is_dir() else path
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file, expected a weight file or a directory that holds one")
+        with self._open() as file:
+            self.metadata = WeightMetadata.from_key_values(file.metadata.metadata, str(self.path))
+            self.tensors = self._read_listing(file)
+        self.config = self._read_config() if self.metadata is None else dict(self.metadata.config)
+        if self.metadata is not None and set(self.tensors) != set(self.metadata.fingerprints):
+            listed, recorded = set(self.tensors), set(self.metadata.fingerprints)
+            raise WeightFormatError(
+                f"{self.path}: the rows are not those recorded: missing {sorted(recorded - listed)}, "
+                f"unknown {sorted(listed - recorded)}"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, in file order."""
+        return list(self.tensors)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare the listing with what a model needs, before any data is read.
+
+        Raises:
+            WeightFormatError: With every missing, unexpected and mis-shaped tensor, in one message.
+        """
+        problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in self.tensors]
+        problems += [f"unexpected: {name} {info.shape}" for name, info in self.tensors.items() if name not in expected]
+        problems += [
+            f"mis-shaped: {name} {self.tensors[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in self.tensors and self.tensors[name].shape != shape
+        ]
+        problems += [
+            f"not floating point: {name} {info.dtype}"
+            for name, info in self.tensors.items()
+            if name in expected and not info.dtype.is_floating_point
+        ]
+        if problems:
+            raise WeightFormatError(f"{self.path}: the tensors do not fit the model\n  " + "\n  ".join(problems))
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor in file order, one row group in memory at a time.
+
+        Yields:
+            Name and tensor. The tensor views the Arrow buffer that it was read into, in the dtype of the file.
+
+        Raises:
+            WeightFormatError: The data is damaged, or a weight is NaN or infinite.
+        """
+        with self._open() as file:
+            for group in range(file.num_row_groups):
+                yield from self._read_group(file, group)
+
+    def load_weights(self) -> dict[str, torch.Tensor]:
+        """Every tensor by name; the whole model in memory, in the dtype of the file.
+
+        Raises:
+            WeightFormatError: As `stream`.
+        """
+        return dict(self.stream())
+
+    def get_layer(self, name: str) -> torch.Tensor:
+        """One tensor.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            WeightFormatError: As `stream`.
+        """
+        if name not in self.tensors:
+            raise KeyError(f"{name}: no such tensor in {self.path}, which has {len(self.tensors)}")
+        with self._open() as file:
+            return dict(self._read_group(file, self.tensors[name].row_group))[name]
+
+    def verify(self) -> str:
+        """Read every tensor and compare the hash over them with the recorded one.
+
+        Returns:
+            The sha256 over the tensors, in hexadecimal.
+
+        Raises:
+            WeightFormatError: The hash differs, the data is damaged, or the earlier layout recorded none.
+        """
+        if self.metadata is None:
+            raise WeightFormatError(f"{self.path}: a file of the earlier layout records no hash to verify")
+        digest = TensorHash()
+        with self._open() as file:
+            for group in range(file.num_row_groups):
+                for info, data in self._read_data(file, group):
+                    digest.update(info.name, info.dtype_name, info.shape, data)
+        if digest.hexdigest() != self.metadata.tensors_sha256:
+            raise WeightFormatError(
+                f"{self.path}: sha256 over the tensors is {digest.hexdigest()}, "
+                f"the file recorded {self.metadata.tensors_sha256}"
+            )
+        return digest.hexdigest()
+
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        with _format_errors(self.path):
+            file = pq.ParquetFile(self.path, memory_map=False, pre_buffer=False, page_checksum_verification=True)
+            with file:
+                yield file
+
+    def _read_config(self) -> dict[str, Any] | None:
+        beside = self.path.parent / "config.json"
+        if not beside.is_file():
+            return None
+        try:
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WeightFormatError(f"{beside}: not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise WeightFormatError(f"{beside}: {type(config).__name__}, expected a JSON object")
+        return config
+
+    def _read_listing(self, file: pq.ParquetFile) -> dict[str, TensorInfo]:
+        self._check_schema(file.schema_arrow)
+        tensors: dict[str, TensorInfo] = {}
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group, columns=_LISTING, use_threads=False).to_pylist():
+                info = TensorInfo(row["layer_name"], tuple(row["shape"]), self._dtype(row), group)
+                if not info.name or info.name in tensors:
+                    raise WeightFormatError(f"{self.path}: two tensors named {info.name!r}, or one without a name")
+                if min(info.shape, default=0) < 0 or info.num_params != row["num_params"]:
+                    raise WeightFormatError(
+                        f"{self.path}: {info.name}: shape {info.shape} does not have {row['num_params']} elements"
+                    )
+                tensors[info.name] = info
+        return tensors
+
+    def _check_schema(self, schema: pa.Schema) -> None:
+        if set(schema.names) != set(SCHEMA.names) or len(schema.names) != len(SCHEMA.names):
+            raise WeightFormatError(f"{self.path}: columns {schema.names}, expected {SCHEMA.names}")
+        for name, accepted in _ACCEPTED_TYPES.items():
+            if schema.field(name).type not in accepted:
+                raise WeightFormatError(f"{self.path}: {name} is {schema.field(name).type}, expected {accepted[0]}")
+        shape = schema.field("shape").type
+        if not pa.types.is_list(shape) or shape.value_type != pa.int64():
+            raise WeightFormatError(f"{self.path}: shape is {shape}, expected list<int64>")
+
+    def _dtype(self, row: Mapping[str, Any]) -> torch.dtype:
+        name = row["dtype"] or ""
+        if self.metadata is None:
+            # the prefix tells a file of the earlier layout from one of ours that lost its metadata
+            if not name.startswith("torch."):
+                raise WeightFormatError(f"{self.path}: no metadata, and dtype {name!r} is not of the earlier layout")
+            name = name.removeprefix("torch.")
+        if None in (row["layer_name"], row["shape"], row["num_params"]) or None in (row["shape"] or ()):
+            raise WeightFormatError(f"{self.path}: a null in row {dict(row)}")
+        if name not in DTYPES:
+            raise WeightFormatError(
+                f"{self.path}: {row['layer_name']}: dtype {row['dtype']!r}, expected one of {', '.join(DTYPES)}"
+            )
+        return DTYPES[name]
+
+    def _read_group(self, file: pq.ParquetFile, group: int) -> Iterator[tuple[str, torch.Tensor]]:
+        for info, data in self._read_data(file, group):
+            tensor = _as_tensor(info, data)
+            if info.dtype.is_floating_point and not _is_finite(tensor):
+                raise WeightFormatError(f"{self.path}: {info.name}: NaN or infinite weights")
+            yield info.name, tensor
+
+    def _read_data(self, file: pq.ParquetFile, group: int) -> Iterator[tuple[TensorInfo, pa.Buffer]]:
+        """Each tensor of a row group with its bytes; checked for length and identity."""
+        column = file.read_row_group(group, columns=["data"], use_threads=False).column(0)
+        blobs = [value for chunk in column.chunks for value in _views(chunk)]
+        del column
+        infos = [info for info in self.tensors.values() if info.row_group == group]
+        if len(infos) != len(blobs):
+            raise WeightFormatError(f"{self.path}: row group {group} has {len(blobs)} blobs for {len(infos)} names")
+        for info, data in zip(infos, blobs, strict=True):
+            if data is None or data.size != info.num_bytes:
+                raise WeightFormatError(
+                    f"{self.path}: {info.name}: {data and data.size} bytes, "
+                    f"expected {info.num_bytes} for {info.dtype} {info.shape}"
+                )
+            if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
+                raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
+            yield info, data
+
+
+def _views(chunk: pa.Array) -> Iterator[pa.Buffer | None]:
+    """Each value of a binary array as a view of the array's memory."""
+    for value in chunk:
+        yield value.as_buffer()
+
+
+def _as_tensor(info: TensorInfo, data: pa.Buffer) -> torch.Tensor:
+    if not info.num_params:
+        return torch.empty(info.shape, dtype=info.dtype)
+    if data.address % info.dtype.itemsize:
+        # a value after one of odd length: PyTorch needs its elements aligned
+        return torch.frombuffer(bytearray(data), dtype=info.dtype).reshape(info.shape)
+    return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # one NaN or infinity makes the sum non-finite, at a fifth of the cost; a sum that overflows is looked at closely
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+@contextmanager
+def _format_errors(path: Path) -> Iterator[None]:
+    """Arrow's complaints about a file, as ours."""
+    try:
+        yield
+    # ArrowInvalid is a ValueError, a failed checksum an OSError, a nonsense size an ArrowMemoryError or OverflowError
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
+        if isinstance(error, WeightFormatError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise WeightFormatError(f"{path}: not a sound Parquet file: {error}") from error

@@ -1,0 +1,1 @@
+"""Images to embeddings, over `llm_compression.inference`."""

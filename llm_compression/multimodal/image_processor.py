@@ -1,0 +1,289 @@
+"""ImageProcessor: any accepted image to the pixels that CLIP was trained on, bit for bit.
+
+The reference is the PIL path of transformers' CLIPImageProcessor: to RGB, resize the short edge with Pillow's bicubic
+on uint8, centre crop, ``float32(float64(x) * (1 / 255))``, then ``(x - mean) / std`` in float32, channels first.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+
+from llm_compression.errors import ConfigError, ImageError
+from llm_compression.inference.threads import available_cpus
+
+CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+CROP_OFFSETS: Final = ("floor", "round")
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8] | pa.Buffer
+)
+Images: TypeAlias = ImageLike | Sequence[ImageLike] | pa.Array | pa.ChunkedArray
+
+
+class ImageProcessor:
+    """Turns images into the float32 tensor (n, 3, S, S) that the encoder multiplies.
+
+    An image is a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3); several are a list of these, a uint8
+    array (n, H, W, 3), or an Arrow array of paths (string) or encoded images (binary).
+
+    Files and encoded bytes get their EXIF orientation applied, as transformers' ``load_image`` does; a PIL image and
+    an array are taken as they stand. Transparency is composited on white, as transformers 5 does.
+
+    Args:
+        image_size: Height and width of the result, S.
+        resize_size: Short edge after the resize; ``image_size`` unless given.
+        mean: Mean of each channel, after scaling to 0..1.
+        std: Standard deviation of each channel.
+        crop_offset: ``floor``: the crop starts at ``(H - S) // 2``, as in transformers; ``round``: at
+            ``int(round((H - S) / 2))``, as in OpenAI's and torchvision's code, one pixel later when
+            ``(H - S) % 4 == 3``.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        resize_size: int | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        crop_offset: str = "floor",
+    ) -> None:
+        self.image_size = image_size
+        self.resize_size = image_size if resize_size is None else resize_size
+        self.mean, self.std, self.crop_offset = tuple(mean), tuple(std), crop_offset
+        for name in ("image_size", "resize_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: {value!r}, expected a positive whole number")
+        for name, channel in (("mean", self.mean), ("std", self.std)):
+            if len(channel) != 3 or not np.isfinite(channel).all() or (name == "std" and min(channel) <= 0):
+                raise ConfigError(f"{name}: {channel!r}, expected three finite numbers (std: positive)")
+        if crop_offset not in CROP_OFFSETS:
+            raise ConfigError(f"crop_offset: {crop_offset!r}, expected one of {', '.join(CROP_OFFSETS)}")
+        self._table = _value_table(self.mean, self.std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The constants as a JSON-ready dictionary; `from_dict` reads it back."""
+        return {
+            "image_size": self.image_size,
+            "resize_size": self.resize_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "crop_offset": self.crop_offset,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageProcessor:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: A constant is missing, unknown or invalid.
+        """
+        names = {"image_size", "resize_size", "mean", "std", "crop_offset"}
+        if set(values) != names:
+            raise ConfigError(
+                f"preprocessing: missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}"
+            )
+        return cls(**values)
+
+    def __call__(self, images: Images) -> torch.Tensor:
+        """Preprocess images.
+
+        Returns:
+            float32 (n, 3, S, S).
+
+        Raises:
+            ImageError: An image cannot be read; carries its position and name.
+        """
+        sources = list_images(images)
+        pixels = torch.empty(len(sources), 3, self.image_size, self.image_size)
+        for position, source in enumerate(sources):
+            self._write(source, position, pixels[position])
+        return pixels
+
+    def batches(self, images: Images, batch_size: int) -> Iterator[torch.Tensor]:
+        """Preprocess images batch by batch, the next batch while the caller works on this one.
+
+        Yields:
+            float32 (k, 3, S, S) with k at most ``batch_size``; valid until the next one is taken, as its memory is
+            used again.
+
+        Raises:
+            ImageError: As `__call__`; images before the unreadable one may have been yielded already.
+        """
+        sources = list_images(images)
+        if len(sources) <= 1:
+            if sources:
+                yield self(sources)
+            return
+        buffers = [torch.empty(min(batch_size, len(sources)), 3, self.image_size, self.image_size) for _ in range(2)]
+        starts = range(0, len(sources), batch_size)
+        with ThreadPoolExecutor(available_cpus(), thread_name_prefix="image") as pool:
+            queue: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
+
+            def submit(index: int) -> None:
+                chunk = range(starts[index], min(starts[index] + batch_size, len(sources)))
+                batch = buffers[index % 2][: len(chunk)]
+                tasks = [pool.submit(self._write, sources[i], i, batch[i - chunk.start]) for i in chunk]
+                queue.append((batch, tasks))
+
+            try:
+                submit(0)
+                for index in range(len(starts)):
+                    batch, tasks = queue.popleft()
+                    for task in tasks:
+                        task.result()
+                    if index + 1 < len(starts):
+                        submit(index + 1)
+                    yield batch
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _write(self, source: ImageLike, position: int, out: torch.Tensor) -> None:
+        """Preprocess one image into ``out``, float32 (3, S, S)."""
+        cropped = self._resize_and_crop(_read_rgb(source, position), position, source)
+        values = pa.array(cropped).flatten().to_numpy(zero_copy_only=True)  # a view of Pillow's own RGBX memory
+        rgbx = values.reshape(self.image_size, self.image_size, 4)
+        target = out.numpy()
+        for channel in range(3):
+            # clip cannot change a uint8 index; without it numpy buffers the output
+            np.take(self._table[channel], rgbx[:, :, channel], out=target[channel], mode="clip")
+
+    def _resize_and_crop(self, image: Image.Image, position: int, source: object) -> Image.Image:
+        width, height = image.size
+        short, size = self.resize_size, self.image_size
+        long = int(short * max(width, height) / min(width, height))
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and short * long > 2 * limit:
+            raise ImageError(
+                f"{width} x {height} pixels: resizing the short edge to {short} would make {short * long} pixels, "
+                f"the limit is {2 * limit}",
+                position=position,
+                name=_name_of(source),
+            )
+        new_width, new_height = (short, long) if width <= height else (long, short)
+        if (new_width, new_height) != image.size:
+            image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        left, top = self._offset(new_width), self._offset(new_height)
+        # a box past the edge is filled with zeros, as the reference pads
+        return image.crop((left, top, left + size, top + size))
+
+    def _offset(self, length: int) -> int:
+        spare = length - self.image_size
+        return spare // 2 if self.crop_offset == "floor" else round(spare / 2)
+
+
+def list_images(images: Images) -> list[Any]:
+    """The single images in whatever `ImageProcessor` accepts.
+
+    Raises:
+        ImageError: The argument is none of the accepted kinds, or an Arrow value is null.
+    """
+    if isinstance(images, pa.ChunkedArray):
+        return [source for chunk in images.chunks for source in list_images(chunk)]
+    if isinstance(images, pa.Array):
+        return _list_arrow(images)
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, list | tuple):
+        return list(images)
+    return [images]
+
+
+def _list_arrow(array: pa.Array) -> list[Any]:
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        values: list[Any] = array.to_pylist()
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = [scalar.as_buffer() for scalar in array]  # views of the column's memory
+    else:
+        raise ImageError(f"an Arrow array of {kind}, expected string (paths) or binary (encoded images)")
+    for position, value in enumerate(values):
+        if value is None:
+            raise ImageError("null, expected an image", position=position)
+    return values
+
+
+def _read_rgb(source: Any, position: int) -> Image.Image:
+    """Open, orient and convert one image to RGB."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, position)
+    with _image_errors(source, position):
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        if isinstance(source, str | os.PathLike):
+            with Image.open(source) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+        if isinstance(source, pa.Buffer):
+            with Image.open(pa.BufferReader(source)) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+        if isinstance(source, bytes | bytearray | memoryview):
+            with Image.open(io.BytesIO(source)) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    raise ImageError(
+        f"got {type(source).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)",
+        position=position,
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if min(image.size) < 1:
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, expected at least 1 x 1")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: npt.NDArray[Any], position: int) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ImageError(
+            f"an array of {array.dtype} with shape {array.shape}, expected uint8 (H, W, 3) with RGB channels",
+            position=position,
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+@contextmanager
+def _image_errors(source: Any, position: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, ImageError):
+        raise
+    # Pillow's decoders raise whatever their parser meets: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:
+        reason = f"cannot be read: {str(error) or type(error).__name__}"
+        raise ImageError(reason, position=position, name=_name_of(source)) from error
+
+
+def _name_of(source: Any) -> str | None:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, Image.Image):
+        return f"PIL image, mode {source.mode}"
+    if isinstance(source, pa.Buffer):
+        return f"{source.size} bytes"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{memoryview(source).nbytes} bytes"
+    return None
+
+
+def _value_table(mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
+    """The 256 values that a byte can become, per channel: float32 (3, 256), with the reference's own rounding steps."""
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    return np.stack([(scaled - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)])

@@ -1,0 +1,257 @@
+"""VisionEncoder: images to embeddings, a CLIP image tower whose weights are read from Parquet."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, overload
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
+from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, load_norm
+from llm_compression.inference.linear import Linear, PatchConv2d, frozen, resolve_dtype
+from llm_compression.inference.threads import limit_threads
+from llm_compression.inference.weight_format import block_of
+from llm_compression.inference.weight_loader import WeightLoader
+from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
+from llm_compression.multimodal.vision_config import VisionConfig
+
+_LAYER_PREFIX: Final = "vision_model.encoder.layers."
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts pixels into patches and projects each: (n, 3, S, S) to (n, num_patches, hidden)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.projection = PatchConv2d(config.hidden_size, config.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) to (n, num_patches, hidden), patches row by row.
+
+        Raises:
+            ImageError: The pixels have another shape.
+        """
+        size = self.config.image_size
+        if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
+            raise ImageError(f"pixels of shape {tuple(pixels.shape)}, expected (n, 3, {size}, {size})")
+        return self.projection(pixels).flatten(2).transpose(1, 2)
+
+
+class VisionEncoder(nn.Module):
+    """A CLIP image tower.
+
+    Args:
+        model_path: A directory that holds ``weights.parquet``, or the file.
+        device: Where it runs; the CPU unless given.
+        dtype: What it computes in: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the processor
+            multiplies it natively, float32 elsewhere; bfloat16 or float16 on CUDA.
+
+    Attributes:
+        config: Sizes of the tower.
+        dimension: Width of an embedding.
+        device: Where it runs.
+        dtype: What it computes in.
+        processor: The `ImageProcessor` with the constants of the weight file.
+
+    Raises:
+        FileNotFoundError: There is no weight file.
+        WeightFormatError: The file is damaged, or its tensors do not fit the model: every missing, unexpected and
+            mis-shaped one is named.
+        ConfigError: The file has no configuration or an unsupported one, or the dtype is unknown.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        super().__init__()
+        limit_threads()
+        self.weight_loader = WeightLoader(model_path)
+        self.config = config = _config_of(self.weight_loader)
+        self.device = torch.device(device or "cpu")
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.processor = _processor_of(self.weight_loader, config)
+        self.weight_loader.check(config.expected_shapes())
+        with torch.device("meta"):
+            self.patch_embedding = PatchEmbedding(config)
+            self.cls_token = frozen(torch.empty(config.hidden_size))
+            self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
+            self.pre_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            self.transformer = InferenceCore(
+                hidden_size=config.hidden_size,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                intermediate_size=config.intermediate_size,
+                layer_norm_eps=config.layer_norm_eps,
+                activation=config.hidden_act,
+            )
+            self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            self.visual_projection = (
+                None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
+            )
+        self._load()
+        self.eval()
+
+    @property
+    def dimension(self) -> int:
+        """Width of an embedding."""
+        return self.config.dimension
+
+    @overload
+    def forward(self, pixels: Tensor, intermediates: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, pixels: Tensor, intermediates: Literal[True]) -> dict[str, Tensor]: ...
+
+    def forward(self, pixels: Tensor, intermediates: bool = False) -> Tensor | dict[str, Tensor]:
+        """One pass: float32 (n, 3, S, S) on the CPU or the encoder's device, to float32 (n, dimension), not normalised.
+
+        Args:
+            pixels: As `ImageProcessor` makes them.
+            intermediates: Whether to return every step's tensor by name instead, ``embedding`` being the last.
+        """
+        steps: dict[str, Tensor] = {}
+        x = steps["patch_embedding"] = self.patch_embedding(pixels.to(self.device))  # (n, patches, hidden)
+        x = torch.cat((self.cls_token.expand(len(x), 1, -1), x), 1)  # (n, 1 + patches, hidden)
+        x = steps["position_embedding"] = x + self.position_embedding
+        x = steps["pre_layernorm"] = self.pre_layernorm(x)
+        record = (lambda index, x: steps.update({f"transformer.{index}": x})) if intermediates else None
+        x = self.transformer(x, first_token_only=not intermediates, on_layer=record)
+        # one row costs nothing, so it is float32 from here
+        x = steps["post_layernorm"] = self.post_layernorm(x[:, 0].float())  # (n, hidden)
+        if self.visual_projection is not None:
+            x = self.visual_projection(x)  # (n, projection)
+        steps["embedding"] = x
+        return steps if intermediates else x
+
+    def encode_pixels(self, pixels: Tensor, normalize: bool = True) -> Tensor:
+        """Embed preprocessed images.
+
+        Args:
+            pixels: float32 (n, 3, S, S), as `ImageProcessor` makes them.
+            normalize: Whether each embedding gets unit length.
+
+        Returns:
+            float32 (n, dimension), on the CPU.
+
+        Raises:
+            ImageError: The pixels have another type, dtype or shape, or an embedding comes out NaN or infinite.
+        """
+        size = self.config.image_size
+        if not isinstance(pixels, Tensor) or pixels.dtype != torch.float32:
+            found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ImageError(f"pixels: {found}, expected a float32 tensor (n, 3, {size}, {size})")
+        out = torch.empty(len(pixels) if pixels.dim() else 0, self.dimension)
+        with torch.inference_mode():
+            embeddings = self(pixels) if len(out) or pixels.dim() != 4 else out
+            lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+            if not bool((lengths.isfinite() & (lengths > 0)).all()):
+                raise ImageError(
+                    "an embedding of zero, NaN or infinite length: check the pixels, "
+                    f"or use a dtype of wider range than {self.dtype}"
+                )
+            return out.copy_(embeddings / lengths if normalize else embeddings)
+
+    def encode(self, images: Images, normalize: bool = True, batch_size: int = 32) -> Tensor:
+        """Embed images: a path, encoded bytes, a PIL image, a uint8 array, a list of these, or an Arrow array.
+
+        Args:
+            images: What `ImageProcessor` accepts.
+            normalize: Whether each embedding gets unit length.
+            batch_size: Images per forward pass; reading the next batch overlaps with encoding this one.
+
+        Returns:
+            float32 (n, dimension), on the CPU, in the order given; two dimensions also for one image.
+
+        Raises:
+            ImageError: An image cannot be read; carries its position and name.
+            ConfigError: ``batch_size`` is not a positive whole number.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size: {batch_size!r}, expected a positive whole number")
+        sources = list_images(images)
+        out = torch.empty(len(sources), self.dimension)
+        done = 0
+        for pixels in self.processor.batches(sources, batch_size):
+            out[done : done + len(pixels)] = self.encode_pixels(pixels, normalize)
+            done += len(pixels)
+        return out
+
+    def encode_arrow(
+        self, array: pa.Array | pa.ChunkedArray, normalize: bool = True, batch_size: int = 32
+    ) -> pa.FixedSizeListArray:
+        """Embed a column of encoded images (binary) or paths (string), read in place.
+
+        Returns:
+            fixed_size_list<float>[dimension], one row per row; it wraps the memory of the embedding matrix.
+
+        Raises:
+            ImageError: As `encode`; also for a null.
+        """
+        if not isinstance(array, pa.Array | pa.ChunkedArray):
+            raise ImageError(f"got {type(array).__name__}, expected an Arrow array of binary or string")
+        embeddings = self.encode(array, normalize, batch_size)
+        values = pa.Array.from_buffers(pa.float32(), embeddings.numel(), [None, pa.py_buffer(embeddings.numpy())])
+        return pa.FixedSizeListArray.from_arrays(values, self.dimension)
+
+    def _load(self) -> None:
+        """Stream the weights, a block at a time, each straight to where it is used."""
+        sizes = Counter(map(block_of, self.weight_loader.names))
+        pending: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.weight_loader.stream():
+            block = block_of(name)
+            pending.setdefault(block, {})[name.removeprefix(block)] = tensor
+            del tensor
+            if len(pending[block]) == sizes[block]:
+                tensors = pending.pop(block)
+                if block:
+                    index = int(block.removeprefix(_LAYER_PREFIX).rstrip("."))
+                    self.transformer.layers[index].load(tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
+                else:
+                    self._load_ends(tensors)
+
+    def _load_ends(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what is outside the blocks."""
+        device, dtype, embeddings = self.device, self.dtype, "vision_model.embeddings."
+        self.patch_embedding.projection.load(tensors[f"{embeddings}patch_embedding.weight"], device, dtype)
+        self.cls_token = frozen(tensors[f"{embeddings}class_embedding"].to(device, dtype))
+        self.position_embedding = frozen(tensors[f"{embeddings}position_embedding.weight"].to(device, dtype))
+        for norm, name, kept in (
+            (self.pre_layernorm, "pre_layrnorm", dtype),
+            (self.post_layernorm, "post_layernorm", torch.float32),
+        ):
+            load_norm(norm, tensors[f"vision_model.{name}.weight"], tensors[f"vision_model.{name}.bias"], device, kept)
+        if self.visual_projection is not None:
+            self.visual_projection.load(tensors["visual_projection.weight"], None, device, torch.float32)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VisionEncoder:  # noqa: ARG002  # PyTorch's
+        raise LlmCompressionError(
+            "a VisionEncoder stays where it was built: pass device and dtype to VisionEncoder(...)"
+        )
+
+
+def _config_of(loader: WeightLoader) -> VisionConfig:
+    if loader.config is None:
+        raise ConfigError(
+            f"{loader.path}: a weight file of the earlier layout needs a config.json beside it, and there is none"
+        )
+    return VisionConfig.from_dict(loader.config)
+
+
+def _processor_of(loader: WeightLoader, config: VisionConfig) -> ImageProcessor:
+    if loader.metadata is None or not loader.metadata.preprocessing:
+        return ImageProcessor(image_size=config.image_size)
+    processor = ImageProcessor.from_dict(loader.metadata.preprocessing)
+    if processor.image_size != config.image_size:
+        raise ConfigError(
+            f"{loader.path}: preprocessing makes {processor.image_size} pixels, the model takes {config.image_size}"
+        )
+    return processor

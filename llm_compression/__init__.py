@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from llm_compression.convert import convert_checkpoint as convert_checkpoint
     from llm_compression.embedding_provider import EmbeddingProvider as EmbeddingProvider
-    from llm_compression.errors import (
-        CheckpointError as CheckpointError,
-        ConfigError as ConfigError,
-        ImageError as ImageError,
-        LlmCompressionError as LlmCompressionError,
-        WeightFormatError as WeightFormatError,
-    )
+    from llm_compression.errors import CheckpointError as CheckpointError
+    from llm_compression.errors import ConfigError as ConfigError
+    from llm_compression.errors import ImageError as ImageError
+    from llm_compression.errors import LlmCompressionError as LlmCompressionError
+    from llm_compression.errors import WeightFormatError as WeightFormatError
     from llm_compression.inference.inference_core import InferenceCore as InferenceCore
     from llm_compression.inference.weight_loader import WeightLoader as WeightLoader
     from llm_compression.multimodal.image_processor import ImageProcessor as ImageProcessor
     from llm_compression.multimodal.vision_config import VisionConfig as VisionConfig
-    from llm_compression.multimodal.vision_encoder import (
-        PatchEmbedding as PatchEmbedding,
-        VisionEncoder as VisionEncoder,
-    )
-    from llm_compression.multimodal.vision_provider import (
-        ArrowVisionProvider as ArrowVisionProvider,
-        CLIPVisionProvider as CLIPVisionProvider,
-        VisionProvider as VisionProvider,
-    )
+    from llm_compression.multimodal.vision_encoder import PatchEmbedding as PatchEmbedding
+    from llm_compression.multimodal.vision_encoder import VisionEncoder as VisionEncoder
+    from llm_compression.multimodal.vision_provider import ArrowVisionProvider as ArrowVisionProvider
+    from llm_compression.multimodal.vision_provider import CLIPVisionProvider as CLIPVisionProvider
+    from llm_compression.multimodal.vision_provider import VisionProvider as VisionProvider
 
 __version__ = "0.1.0"
 
@@ -49,7 +43,7 @@ _HOMES: Final = {
     "CLIPVisionProvider": "llm_compression.multimodal.vision_provider",
     "VisionProvider": "llm_compression.multimodal.vision_provider",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  # the names are strings, made from the table
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,15 +56,19 @@ class TransformerLayer(nn.Module):
             x = residual + self.attend(self.norm1(x), mask, causal, first_token_only)
             return x + self.mlp(self.norm2(x))
         x = self.norm1(residual + self.attend(x, mask, causal, first_token_only))
-        return self.norm2(x + self.mlp(x))
+        out: Tensor = self.norm2(x + self.mlp(x))
+        return out
 
     def attend(self, x: Tensor, mask: Tensor | None, causal: bool, first_token_only: bool) -> Tensor:
         """Queries, keys and values as one product, attention, output product."""
-        return self.out(attention(self.qkv(x), self.num_heads, mask, causal, first_token_only))
+        mixed = attention(self.qkv(x), self.num_heads, mask, causal, first_token_only)
+        out: Tensor = self.out(mixed)
+        return out
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two products with the activation between; it runs inside the first."""
-        return self.fc2(self.fc1(x))
+        out: Tensor = self.fc2(self.fc1(x))
+        return out
 
     def load(
         self, tensors: Mapping[str, Tensor], names: Mapping[str, str], device: torch.device, dtype: torch.dtype
@@ -160,6 +164,19 @@ class InferenceCore(nn.Module):
             if on_layer is not None:
                 on_layer(index, x)
         return x
+
+    def load_layer(
+        self,
+        index: int,
+        tensors: Mapping[str, Tensor],
+        names: Mapping[str, str],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Give one block its tensors, as `TransformerLayer.load` does."""
+        layer = self.layers[index]
+        assert isinstance(layer, TransformerLayer)
+        layer.load(tensors, names, device, dtype)
 
     def _mask(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
         """Boolean (n, 1, 1 or tokens, tokens), True where a key takes part; None without padding."""

@@ -156,7 +156,10 @@ class ImageProcessor:
 
     def _write(self, source: ImageLike, position: int, out: torch.Tensor) -> None:
         """Preprocess one image into ``out``, float32 (3, S, S)."""
-        cropped = self._resize_and_crop(_read_rgb(source, position), position, source)
+        image = read_image(source, position)
+        with _image_errors(source, position):
+            image = _to_rgb(image)
+        cropped = self._resize_and_crop(image, position, source)
         values = pa.array(cropped).flatten().to_numpy(zero_copy_only=True)  # a view of Pillow's own RGBX memory
         rgbx = values.reshape(self.image_size, self.image_size, 4)
         target = out.numpy()
@@ -219,26 +222,37 @@ def _list_arrow(array: pa.Array) -> list[Any]:
     return values
 
 
-def _read_rgb(source: Any, position: int) -> Image.Image:
-    """Open, orient and convert one image to RGB."""
+def read_image(source: Any, position: int = 0) -> Image.Image:
+    """One image, decoded and, where it is a file or encoded bytes, turned as its EXIF orientation says.
+
+    Args:
+        source: A path, encoded bytes, a PIL image or a uint8 array (H, W, 3).
+        position: Its index in the call, for the error.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
     if isinstance(source, np.ndarray):
         return _from_array(source, position)
     with _image_errors(source, position):
         if isinstance(source, Image.Image):
-            return _to_rgb(source)
+            source.load()
+            return source
         if isinstance(source, str | os.PathLike):
-            with Image.open(source) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+            return _decode(source)
         if isinstance(source, pa.Buffer):
-            with Image.open(pa.BufferReader(source)) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+            return _decode(pa.BufferReader(source))
         if isinstance(source, bytes | bytearray | memoryview):
-            with Image.open(io.BytesIO(source)) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+            return _decode(io.BytesIO(source))
     raise ImageError(
         f"got {type(source).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)",
         position=position,
     )
+
+
+def _decode(file: Any) -> Image.Image:
+    with Image.open(file) as image:
+        return ImageOps.exif_transpose(image)  # a copy, whole before the file is closed
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from llm_compression.inference.weight_format import block_of
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.progress import progress
 
 _LAYER_PREFIX: Final = "vision_model.encoder.layers."
 
@@ -40,7 +42,8 @@ class PatchEmbedding(nn.Module):
         size = self.config.image_size
         if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
             raise ImageError(f"pixels of shape {tuple(pixels.shape)}, expected (n, 3, {size}, {size})")
-        return self.projection(pixels).flatten(2).transpose(1, 2)
+        grid: Tensor = self.projection(pixels)  # (n, hidden, rows, columns)
+        return grid.flatten(2).transpose(1, 2)
 
 
 class VisionEncoder(nn.Module):
@@ -51,6 +54,7 @@ class VisionEncoder(nn.Module):
         device: Where it runs; the CPU unless given.
         dtype: What it computes in: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the processor
             multiplies it natively, float32 elsewhere; bfloat16 or float16 on CUDA.
+        config: For a weight file of the earlier layout, which carries none; one that says its own must agree.
 
     Attributes:
         config: Sizes of the tower.
@@ -71,11 +75,13 @@ class VisionEncoder(nn.Module):
         model_path: str | os.PathLike[str],
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        *,
+        config: VisionConfig | None = None,
     ) -> None:
         super().__init__()
         limit_threads()
         self.weight_loader = WeightLoader(model_path)
-        self.config = config = _config_of(self.weight_loader)
+        self.config = config = _config_of(self.weight_loader, config)
         self.device = torch.device(device or "cpu")
         self.dtype = resolve_dtype(dtype, self.device)
         self.processor = _processor_of(self.weight_loader, config)
@@ -160,13 +166,16 @@ class VisionEncoder(nn.Module):
                 )
             return out.copy_(embeddings / lengths if normalize else embeddings)
 
-    def encode(self, images: Images, normalize: bool = True, batch_size: int = 32) -> Tensor:
+    def encode(
+        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+    ) -> Tensor:
         """Embed images: a path, encoded bytes, a PIL image, a uint8 array, a list of these, or an Arrow array.
 
         Args:
             images: What `ImageProcessor` accepts.
             normalize: Whether each embedding gets unit length.
             batch_size: Images per forward pass; reading the next batch overlaps with encoding this one.
+            show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
 
         Returns:
             float32 (n, dimension), on the CPU, in the order given; two dimensions also for one image.
@@ -179,8 +188,9 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"batch_size: {batch_size!r}, expected a positive whole number")
         sources = list_images(images)
         out = torch.empty(len(sources), self.dimension)
-        done = 0
-        for pixels in self.processor.batches(sources, batch_size):
+        done, steps = 0, math.ceil(len(sources) / batch_size)
+        batches = self.processor.batches(sources, batch_size)
+        for pixels in progress(batches, total=steps, label="encoding", enabled=show_progress):
             out[done : done + len(pixels)] = self.encode_pixels(pixels, normalize)
             done += len(pixels)
         return out
@@ -214,7 +224,7 @@ class VisionEncoder(nn.Module):
                 tensors = pending.pop(block)
                 if block:
                     index = int(block.removeprefix(_LAYER_PREFIX).rstrip("."))
-                    self.transformer.layers[index].load(tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
+                    self.transformer.load_layer(index, tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
                 else:
                     self._load_ends(tensors)
 
@@ -238,12 +248,18 @@ class VisionEncoder(nn.Module):
         )
 
 
-def _config_of(loader: WeightLoader) -> VisionConfig:
+def _config_of(loader: WeightLoader, given: VisionConfig | None) -> VisionConfig:
     if loader.config is None:
-        raise ConfigError(
-            f"{loader.path}: a weight file of the earlier layout needs a config.json beside it, and there is none"
-        )
-    return VisionConfig.from_dict(loader.config)
+        if given is None:
+            raise ConfigError(
+                f"{loader.path}: a weight file of the earlier layout says no config: expected a config.json in "
+                f"{loader.path.parent}, or VisionEncoder(..., config=VisionConfig(...))"
+            )
+        return given
+    found = VisionConfig.from_dict(loader.config)
+    if given is not None and given != found:
+        raise ConfigError(f"{loader.path}: config {given}, the file says {found}")
+    return found
 
 
 def _processor_of(loader: WeightLoader, config: VisionConfig) -> ImageProcessor:

@@ -1,0 +1,210 @@
+"""The `llm-compression` command: convert, inspect, encode."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_compression import __version__
+from llm_compression.errors import LlmCompressionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A wider table does not fit a terminal.
+_TABLE_MAX: Final = 16
+_OVERRIDES: Final = {"hidden_act": str, "num_heads": int, "layer_norm_eps": float}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows the command's name; taken from the process unless given.
+
+    Returns:
+        The exit status: 0, 1 when an input was refused, 2 (raised by argparse) on a usage error.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (LlmCompressionError, OSError, ImportError) as error:
+        print(f"llm-compression: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-compression",
+        description="CLIP image embeddings from weights in Parquet.",
+        epilog="example: llm-compression encode models/clip photo.jpg other.png -o photos.npy",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a CLIP checkpoint into a weight file",
+        description="Turn the image tower of a CLIP checkpoint into a weight file. Lossless unless --dtype is given.",
+        epilog="example: llm-compression convert clip-vit-base-patch16/ models/clip --dtype bfloat16",
+    )
+    convert.add_argument("source", help="Hugging Face or open_clip directory, state dict, OpenAI archive, or hub id")
+    convert.add_argument("out", help="directory that will hold weights.parquet, or a path ending in .parquet")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast (default: as in the source)")
+    convert.add_argument(
+        "--compression", choices=("none", "zstd", "lz4", "snappy", "gzip"), default="none", help="Parquet codec"
+    )
+    convert.add_argument("--revision", help="branch, tag or commit of a hub id")
+    for name, kind in _OVERRIDES.items():
+        flag = f"--{name.replace('_', '-')}"
+        convert.add_argument(flag, type=kind, help=f"{name}, where the checkpoint does not say it")
+    convert.set_defaults(run=_convert)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what is in a weight file",
+        description="Show the metadata, the tensors and the sizes of a weight file.",
+        epilog="example: llm-compression inspect models/clip --verify",
+    )
+    inspect.add_argument("model", help="directory that holds weights.parquet, or the file")
+    inspect.add_argument("--verify", action="store_true", help="recompute the sha256 over the tensors")
+    inspect.set_defaults(run=_inspect)
+
+    encode = commands.add_parser(
+        "encode",
+        help="embed images",
+        description="Embed images; write the embeddings and print how similar the images are.",
+        epilog="example: llm-compression encode models/clip photo.jpg other.png -o photos.parquet",
+    )
+    encode.add_argument("model", help="directory that holds weights.parquet, or the file")
+    encode.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    encode.add_argument(
+        "-o", "--output", type=_output, default=Path("embeddings.npy"), help=".npy or .parquet (default: %(default)s)"
+    )
+    encode.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    encode.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    encode.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
+    encode.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")
+    encode.set_defaults(run=_encode)
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from llm_compression.convert import convert_checkpoint
+
+    given = {name: getattr(options, name) for name in _OVERRIDES if getattr(options, name) is not None}
+    report = convert_checkpoint(
+        options.source,
+        options.out,
+        options.dtype,
+        options.compression,
+        revision=options.revision,
+        overrides=given or None,
+        progress=None,
+    )
+    print(f"wrote       {report.path}")
+    print(f"source      {report.format}, sha256 {report.source_sha256}")
+    print(f"tensors     {report.num_tensors}, sha256 {report.tensors_sha256}")
+    print(f"parameters  {report.num_params:,}")
+    print(f"bytes       {report.bytes_in:,} in, {report.bytes_out:,} out")
+    for reason, count in report.left_out.items():
+        print(f"left out    {count} tensors: {reason}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from llm_compression.inference.weight_loader import WeightLoader
+
+    loader = WeightLoader(options.model)
+    print(f"file        {loader.path} ({loader.path.stat().st_size:,} bytes)")
+    if loader.metadata is None:
+        print("layout      earlier: no metadata, no recorded hash")
+    else:
+        print(f"tensors     sha256 {loader.metadata.tensors_sha256}")
+        _print_mapping("source", loader.metadata.source)
+        _print_mapping("preprocess", loader.metadata.preprocessing)
+    _print_mapping("config", loader.config or {"": "none in the file, and no config.json beside it"})
+    width = max(map(len, loader.names), default=0)
+    print(f"\n{'name':{width}}  {'dtype':8}  {'shape':16}  {'parameters':>12}  {'bytes':>12}")
+    for info in loader.tensors.values():
+        shape = " x ".join(map(str, info.shape)) or "scalar"
+        print(f"{info.name:{width}}  {info.dtype_name:8}  {shape:16}  {info.num_params:12,}  {info.num_bytes:12,}")
+    totals = [sum(getattr(info, key) for info in loader.tensors.values()) for key in ("num_params", "num_bytes")]
+    print(f"{f'{len(loader.tensors)} tensors':{width}}  {'':8}  {'':16}  {totals[0]:12,}  {totals[1]:12,}")
+    if options.verify:
+        print(f"\nverified    sha256 {loader.verify()} over the tensors, as recorded")
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from llm_compression.multimodal.vision_encoder import VisionEncoder
+
+    encoder = VisionEncoder(options.model, options.device, options.dtype)
+    embeddings = encoder.encode(
+        options.images, normalize=not options.no_normalize, batch_size=options.batch_size, show_progress=None
+    )
+    _write_embeddings(options.output, options.images, embeddings)
+    print(f"wrote {options.output}: {len(embeddings)} x {encoder.dimension}, computed in {encoder.dtype}\n")
+    _print_similarity(options.images, embeddings)
+
+
+def _write_embeddings(path: Path, images: Sequence[str], embeddings: Tensor) -> None:
+    """Write beside the target and rename, so that a killed run leaves no half file."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".npy":
+            with partial.open("wb") as file:
+                np.save(file, embeddings.numpy())
+        else:
+            values = pa.array(embeddings.flatten().numpy())
+            column = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
+            pq.write_table(pa.table({"image": pa.array(images, pa.string()), "embedding": column}), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _print_similarity(images: Sequence[str], embeddings: Tensor) -> None:
+    """Cosine of each image to each other; of each to its nearest where a full table would not fit a terminal."""
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    names = [Path(image).name for image in images]
+    width = min(max(map(len, names)), 32)
+    short = [name if len(name) <= width else f"{name[: width - 1]}…" for name in names]
+    if len(images) <= _TABLE_MAX:
+        print(" " * (width + 4), *(f"{i + 1:6}" for i in range(len(names))))
+        for i, row in enumerate((unit @ unit.T).tolist()):
+            print(f"{i + 1:3} {short[i]:{width}}", *(f"{value:6.3f}" for value in row))
+        return
+    print(f"{'image':{width}}  cosine  nearest")
+    for start in range(0, len(unit), 1024):
+        cosine = unit[start : start + 1024] @ unit.T
+        cosine[range(len(cosine)), range(start, start + len(cosine))] = -2.0
+        values, nearest = cosine.max(1)
+        for i, (value, j) in enumerate(zip(values.tolist(), nearest.tolist(), strict=True)):
+            print(f"{short[start + i]:{width}}  {value:6.3f}  {names[j]}")
+
+
+def _print_mapping(title: str, values: Any) -> None:
+    for index, (key, value) in enumerate(values.items()):
+        print(f"{title if index == 0 else '':10}  {key + ': ' if key else ''}{value}")
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".npy", ".parquet"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a name ending in .npy or .parquet")
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive whole number")
+    return int(text)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_compression.errors import ConfigError
 from llm_compression.inference.attention import attention
-from llm_compression.inference.linear import Linear, fold_activation, frozen
+from llm_compression.inference.linear import Linear, fold_activation, kept
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
@@ -80,7 +80,7 @@ class TransformerLayer(nn.Module):
 
         q, k, v = pair("q"), pair("k"), pair("v")
         fc1, fc2 = pair("fc1"), pair("fc2")
-        activation, fc1_weight, fc1_bias, fc2_weight = fold_activation(self.fc1.activation, *fc1, fc2[0])
+        activation, fc1_weight, fc1_bias, fc2_weight = fold_activation(self.fc1.activation, *fc1, fc2[0], dtype)
         load_norm(self.norm1, *pair("norm1"), device, dtype)
         self.qkv.load(torch.cat((q[0], k[0], v[0])), torch.cat((q[1], k[1], v[1])), device, dtype)
         self.out.load(*pair("out"), device, dtype)
@@ -199,5 +199,5 @@ class InferenceCore(nn.Module):
 
 def load_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype) -> None:
     """Give a layer norm its weights."""
-    norm.weight = frozen(weight.to(device, dtype))
-    norm.bias = frozen(bias.to(device, dtype))
+    norm.weight = kept(weight, device, dtype)
+    norm.bias = kept(bias, device, dtype)

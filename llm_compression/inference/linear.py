@@ -64,7 +64,7 @@ class Linear(nn.Linear):
             activation: Replaces the layer's activation, as `fold_activation` says.
         """
         self.activation = activation
-        self.bias = None if bias is None else frozen(bias.to(device, dtype))  # type: ignore[assignment]  # as in nn.Linear
+        self.bias = None if bias is None else kept(bias, device, dtype)  # type: ignore[assignment]  # as in nn.Linear
         weight = weight.to(device, dtype)
         if packs(device, dtype):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -122,17 +122,21 @@ def linear_pointwise(x: Tensor, packed: Tensor, bias: Tensor | None, activation:
 
 
 def fold_activation(
-    activation: str, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor
+    activation: str, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, dtype: torch.dtype
 ) -> tuple[str, Tensor, Tensor, Tensor]:
     """Rewrite an MLP so that its activation is one that runs inside the product.
 
     quick_gelu is SiLU in disguise: ``x * sigmoid(s x) = silu(s x) / s``. So fc1 is multiplied by s = 1.702 and fc2
-    divided by it, in float32, before either is rounded to the dtype that computes.
+    divided by it. Each is rounded once: in the wider of its own dtype and the one that computes.
     """
     if activation != "quick_gelu":
         return activation, fc1_weight, fc1_bias, fc2_weight
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.promote_types(tensor.dtype, dtype))
+
     s = QUICK_GELU_SCALE
-    return "silu", fc1_weight.float() * s, fc1_bias.float() * s, fc2_weight.float() / s
+    return "silu", wide(fc1_weight) * s, wide(fc1_bias) * s, wide(fc2_weight) / s
 
 
 @cache
@@ -191,6 +195,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(
         next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), ())
     )
+
+
+def kept(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    """A small tensor of a block as a parameter of its own; a view would keep the whole block's buffer in memory."""
+    return frozen(tensor.to(device, dtype, copy=True))
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:

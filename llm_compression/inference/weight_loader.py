@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from llm_compression.errors import WeightFormatError
+from llm_compression.inference.arrow_views import binary_views
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,
     DTYPES,
@@ -26,6 +29,7 @@ from llm_compression.inference.weight_format import (
     fingerprint,
 )
 
+_BUFFER_BYTES: Final = 1 << 20
 _LISTING: Final = ["layer_name", "shape.list.element", "dtype", "num_params"]
 _ACCEPTED_TYPES: Final[Mapping[str, tuple[pa.DataType, ...]]] = {
     "layer_name": (pa.string(), pa.large_string()),
@@ -59,7 +63,7 @@ class TensorInfo:
         """The dtype as a weight file writes it."""
         return DTYPE_NAMES[self.dtype]
 
-    def fingerprint(self, data: pa.Buffer) -> str:
+    def fingerprint(self, data: memoryview) -> str:
         """The fingerprint that these bytes would have as this tensor."""
         return fingerprint(self.dtype_name, self.shape, data)
 
@@ -92,6 +96,7 @@ class WeightLoader:
             raise FileNotFoundError(f"{self.path}: no such file, expected a weight file or a directory that holds one")
         with self._open() as file:
             self.metadata = WeightMetadata.from_key_values(file.metadata.metadata, str(self.path))
+            self._num_row_groups = file.num_row_groups
             self.tensors = self._read_listing(file)
         self.config = self._read_config() if self.metadata is None else dict(self.metadata.config)
         if self.metadata is not None and set(self.tensors) != set(self.metadata.fingerprints):
@@ -128,7 +133,7 @@ class WeightLoader:
             raise WeightFormatError(f"{self.path}: the tensors do not fit the model\n  " + "\n  ".join(problems))
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor in file order, one row group in memory at a time.
+        """Every tensor in file order, one in memory at a time; the next is read while the caller works on this one.
 
         Yields:
             Name and tensor. The tensor views the Arrow buffer that it was read into, in the dtype of the file.
@@ -136,9 +141,17 @@ class WeightLoader:
         Raises:
             WeightFormatError: The data is damaged, or a weight is NaN or infinite.
         """
-        with self._open() as file:
-            for group in range(file.num_row_groups):
-                yield from self._read_group(file, group)
+        reader = self._read_tensors(range(self._num_row_groups))
+        with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
+            try:
+                ahead = pool.submit(next, reader, None)
+                while (pair := ahead.result()) is not None:
+                    ahead = pool.submit(next, reader, None)
+                    yield pair
+                    del pair  # before the next one is waited for
+            finally:
+                ahead.result()
+                reader.close()
 
     def load_weights(self) -> dict[str, torch.Tensor]:
         """Every tensor by name; the whole model in memory, in the dtype of the file.
@@ -157,8 +170,7 @@ class WeightLoader:
         """
         if name not in self.tensors:
             raise KeyError(f"{name}: no such tensor in {self.path}, which has {len(self.tensors)}")
-        with self._open() as file:
-            return dict(self._read_group(file, self.tensors[name].row_group))[name]
+        return dict(self._read_tensors([self.tensors[name].row_group]))[name]
 
     def verify(self) -> str:
         """Read every tensor and compare the hash over them with the recorded one.
@@ -172,10 +184,8 @@ class WeightLoader:
         if self.metadata is None:
             raise WeightFormatError(f"{self.path}: a file of the earlier layout records no hash to verify")
         digest = TensorHash()
-        with self._open() as file:
-            for group in range(file.num_row_groups):
-                for info, data in self._read_data(file, group):
-                    digest.update(info.name, info.dtype_name, info.shape, data)
+        for info, data in self._read_data(range(self._num_row_groups)):
+            digest.update(info.name, info.dtype_name, info.shape, data)
         if digest.hexdigest() != self.metadata.tensors_sha256:
             raise WeightFormatError(
                 f"{self.path}: sha256 over the tensors is {digest.hexdigest()}, "
@@ -186,7 +196,14 @@ class WeightLoader:
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
         with _format_errors(self.path):
-            file = pq.ParquetFile(self.path, memory_map=False, pre_buffer=False, page_checksum_verification=True)
+            # buffered, so that a column chunk, which is a whole block, is not held beside the tensors decoded from it
+            file = pq.ParquetFile(
+                self.path,
+                memory_map=False,
+                pre_buffer=False,
+                buffer_size=_BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
             with file:
                 yield file
 
@@ -242,50 +259,50 @@ class WeightLoader:
             )
         return DTYPES[name]
 
-    def _read_group(self, file: pq.ParquetFile, group: int) -> Iterator[tuple[str, torch.Tensor]]:
-        for info, data in self._read_data(file, group):
+    def _read_tensors(self, groups: Iterable[int]) -> Generator[tuple[str, torch.Tensor]]:
+        for info, data in self._read_data(groups):
             tensor = _as_tensor(info, data)
             if info.dtype.is_floating_point and not _is_finite(tensor):
                 raise WeightFormatError(f"{self.path}: {info.name}: NaN or infinite weights")
             yield info.name, tensor
 
-    def _read_data(self, file: pq.ParquetFile, group: int) -> Iterator[tuple[TensorInfo, pa.Buffer]]:
-        """Each tensor of a row group with its bytes; checked for length and identity."""
-        column = file.read_row_group(group, columns=["data"], use_threads=False).column(0)
-        blobs = [value for chunk in column.chunks for value in _views(chunk)]
-        del column
-        infos = [info for info in self.tensors.values() if info.row_group == group]
-        if len(infos) != len(blobs):
-            raise WeightFormatError(f"{self.path}: row group {group} has {len(blobs)} blobs for {len(infos)} names")
-        for info, data in zip(infos, blobs, strict=True):
-            if data is None or data.size != info.num_bytes:
-                raise WeightFormatError(
-                    f"{self.path}: {info.name}: {data and data.size} bytes, "
-                    f"expected {info.num_bytes} for {info.dtype} {info.shape}"
-                )
-            if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
-                raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
-            yield info, data
+    def _read_data(self, groups: Iterable[int]) -> Generator[tuple[TensorInfo, memoryview]]:
+        """Each tensor of some row groups with its bytes; checked for length and identity."""
+        with self._open() as file:
+            for group in groups:
+                infos = [info for info in self.tensors.values() if info.row_group == group]
+                # one row a batch: the decoded bytes of one tensor at a time
+                batches = file.iter_batches(batch_size=1, row_groups=[group], columns=["data"], use_threads=False)
+                blobs = (view for batch in batches for view in binary_views(batch.column(0)))
+                for info in infos:
+                    data = next(blobs, None)
+                    self._check_data(info, data)
+                    assert data is not None
+                    yield info, data
+                if next(blobs, None) is not None:
+                    raise WeightFormatError(f"{self.path}: row group {group} has more data than names")
+
+    def _check_data(self, info: TensorInfo, data: memoryview | None) -> None:
+        if data is None or data.nbytes != info.num_bytes:
+            raise WeightFormatError(
+                f"{self.path}: {info.name}: {'no data' if data is None else f'{data.nbytes} bytes'}, "
+                f"expected {info.num_bytes} bytes for {info.dtype} {info.shape}"
+            )
+        if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
+            raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
 
 
-def _views(chunk: pa.Array) -> Iterator[pa.Buffer | None]:
-    """Each value of a binary array as a view of the array's memory."""
-    for value in chunk:
-        yield value.as_buffer()
-
-
-def _as_tensor(info: TensorInfo, data: pa.Buffer) -> torch.Tensor:
+def _as_tensor(info: TensorInfo, data: memoryview) -> torch.Tensor:
     if not info.num_params:
         return torch.empty(info.shape, dtype=info.dtype)
-    if data.address % info.dtype.itemsize:
-        # a value after one of odd length: PyTorch needs its elements aligned
-        return torch.frombuffer(bytearray(data), dtype=info.dtype).reshape(info.shape)
+    if np.frombuffer(data, np.uint8).ctypes.data % info.dtype.itemsize:
+        data = memoryview(bytearray(data))  # PyTorch needs its elements aligned; this one follows one of odd length
     return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # one NaN or infinity makes the sum non-finite, at a fifth of the cost; a sum that overflows is looked at closely
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    # one NaN or infinity makes the sum non-finite, at a thirtieth of the cost; a sum may also overflow, so look again
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 @contextmanager

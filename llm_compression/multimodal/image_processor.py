@@ -6,7 +6,6 @@ on uint8, centre crop, ``float32(float64(x) * (1 / 255))``, then ``(x - mean) / 
 
 from __future__ import annotations
 
-import io
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from llm_compression.errors import ConfigError, ImageError
+from llm_compression.inference.arrow_views import binary_views
 from llm_compression.inference.threads import available_cpus
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -213,7 +213,7 @@ def _list_arrow(array: pa.Array) -> list[Any]:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         values: list[Any] = array.to_pylist()
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        values = [scalar.as_buffer() for scalar in array]  # views of the column's memory
+        values = list(binary_views(array))
     else:
         raise ImageError(f"an Arrow array of {kind}, expected string (paths) or binary (encoded images)")
     for position, value in enumerate(values):
@@ -240,10 +240,8 @@ def read_image(source: Any, position: int = 0) -> Image.Image:
             return source
         if isinstance(source, str | os.PathLike):
             return _decode(source)
-        if isinstance(source, pa.Buffer):
-            return _decode(pa.BufferReader(source))
-        if isinstance(source, bytes | bytearray | memoryview):
-            return _decode(io.BytesIO(source))
+        if isinstance(source, bytes | bytearray | memoryview | pa.Buffer):
+            return _decode(pa.BufferReader(source))  # reads in place; io.BytesIO would copy a memoryview
     raise ImageError(
         f"got {type(source).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)",
         position=position,
@@ -290,9 +288,7 @@ def _name_of(source: Any) -> str | None:
         return os.fspath(source)
     if isinstance(source, Image.Image):
         return f"PIL image, mode {source.mode}"
-    if isinstance(source, pa.Buffer):
-        return f"{source.size} bytes"
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, bytes | bytearray | memoryview | pa.Buffer):
         return f"{memoryview(source).nbytes} bytes"
     return None
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, load_norm
-from llm_compression.inference.linear import Linear, PatchConv2d, frozen, resolve_dtype
+from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_dtype
+from llm_compression.inference.memory import release_memory
 from llm_compression.inference.threads import limit_threads
 from llm_compression.inference.weight_format import block_of
 from llm_compression.inference.weight_loader import WeightLoader
@@ -104,6 +105,7 @@ class VisionEncoder(nn.Module):
                 None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
             )
         self._load()
+        release_memory()
         self.eval()
 
     @property
@@ -232,13 +234,15 @@ class VisionEncoder(nn.Module):
         """Take what is outside the blocks."""
         device, dtype, embeddings = self.device, self.dtype, "vision_model.embeddings."
         self.patch_embedding.projection.load(tensors[f"{embeddings}patch_embedding.weight"], device, dtype)
-        self.cls_token = frozen(tensors[f"{embeddings}class_embedding"].to(device, dtype))
-        self.position_embedding = frozen(tensors[f"{embeddings}position_embedding.weight"].to(device, dtype))
-        for norm, name, kept in (
+        self.cls_token = kept(tensors[f"{embeddings}class_embedding"], device, dtype)
+        self.position_embedding = kept(tensors[f"{embeddings}position_embedding.weight"], device, dtype)
+        for norm, name, its_dtype in (
             (self.pre_layernorm, "pre_layrnorm", dtype),
             (self.post_layernorm, "post_layernorm", torch.float32),
         ):
-            load_norm(norm, tensors[f"vision_model.{name}.weight"], tensors[f"vision_model.{name}.bias"], device, kept)
+            load_norm(
+                norm, tensors[f"vision_model.{name}.weight"], tensors[f"vision_model.{name}.bias"], device, its_dtype
+            )
         if self.visual_projection is not None:
             self.visual_projection.load(tensors["visual_projection.weight"], None, device, torch.float32)
 

@@ -92,10 +92,9 @@ class CLIPVisionProvider(VisionProvider):
         self.device = torch.device(device or "cpu")
         self.dtype = resolve_dtype(dtype, self.device)
         try:
-            self.model: Any = CLIPVisionModelWithProjection.from_pretrained(os.fspath(model_path), dtype=self.dtype)
-            self.model.to(self.device).eval()
+            model: Any = CLIPVisionModelWithProjection.from_pretrained(os.fspath(model_path), dtype=self.dtype)
             beside = Path(model_path) / "preprocessor_config.json"
-            size = self.model.config.image_size
+            size = model.config.image_size
             self.processor: Any = (
                 CLIPImageProcessorPil.from_pretrained(os.fspath(model_path))
                 if beside.is_file() or not Path(model_path).exists()
@@ -103,6 +102,7 @@ class CLIPVisionProvider(VisionProvider):
             )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{model_path}: transformers cannot load it: {error}") from error
+        self.model = model.to(self.device).eval()
 
     @property
     def dimension(self) -> int:

@@ -1,0 +1,202 @@
+"""The tensors of a checkpoint by name, whatever kind of file holds them, each read when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from llm_compression.errors import CheckpointError
+
+INSTALL: Final = "pip install 'llm-compression[convert]'"
+FileKind = Literal["safetensors", "pickle", "torchscript"]
+
+_SAFETENSORS_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass
+class TensorStore:
+    """Tensors of one checkpoint.
+
+    Attributes:
+        kind: What kind of file they are in.
+        shapes: Shape by name.
+        dtypes: Data type by name, as PyTorch (or, for one that PyTorch lacks, safetensors) calls it.
+    """
+
+    kind: FileKind
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    _readers: dict[str, Callable[[], torch.Tensor]] = field(default_factory=dict)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor; its memory is the caller's to use until the files are closed."""
+        return self._readers[name]()
+
+    def add(
+        self, name: str, shape: Sequence[int], dtype: str, reader: Callable[[], torch.Tensor], where: object
+    ) -> None:
+        """Take up one tensor; a second one of the same name is an error."""
+        if name in self.shapes:
+            raise CheckpointError(f"{where}: tensor {name!r} is in another file of this checkpoint too")
+        self.shapes[name], self.dtypes[name], self._readers[name] = tuple(shape), dtype, reader
+
+    def strip(self, prefix: str) -> None:
+        """Take a prefix off every name, where every name has it."""
+        if self.shapes and all(name.startswith(prefix) for name in self.shapes):
+            for table in (self.shapes, self.dtypes, self._readers):
+                stripped: dict[str, Any] = {name.removeprefix(prefix): value for name, value in table.items()}
+                table.clear()
+                table.update(stripped)
+
+
+def kind_of(path: Path) -> FileKind:
+    """Which kind of file this is, by its name and, for a zip archive, its content."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return "torchscript"
+    return "pickle"
+
+
+@contextmanager
+def open_tensors(files: Sequence[Path]) -> Iterator[TensorStore]:
+    """Open the files of one checkpoint: one file, or all its shards.
+
+    safetensors files and ``torch.save`` archives are mapped, so that a tensor is in memory only while it is used. A
+    pickle is read with ``weights_only=True``: one that holds anything but tensors is an error, and its code never runs.
+    A TorchScript archive is loaded whole, as OpenAI's own code does it; its code is TorchScript, not Python, and its
+    methods are not called.
+
+    Raises:
+        CheckpointError: A file is damaged, not a checkpoint, or needs a library that is not installed.
+    """
+    kinds = {kind_of(path) for path in files}
+    if len(kinds) != 1:
+        raise CheckpointError(f"{files[0].parent}: shards of different kinds: {', '.join(sorted(kinds))}")
+    store = TensorStore(kinds.pop())
+    add = {"safetensors": _add_safetensors, "pickle": _add_pickle, "torchscript": _add_torchscript}[store.kind]
+    with ExitStack() as stack:
+        for path in files:
+            add(store, path, stack)
+        # what DataParallel puts before every name
+        store.strip("module.")
+        yield store
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """sha256 over the bytes of the files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not JSON, or holds something else than an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _add_safetensors(store: TensorStore, path: Path, stack: ExitStack) -> None:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise CheckpointError(f"{path}: reading it needs the safetensors library: {INSTALL}") from error
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+        for name in file.keys():  # noqa: SIM118 - a handle, not a dictionary
+            part = file.get_slice(name)
+            dtype = part.get_dtype()
+            known = _SAFETENSORS_DTYPES.get(dtype)
+            store.add(
+                name, part.get_shape(), _dtype_name(known) if known else dtype, _safetensors_reader(file, name), path
+            )
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from error
+
+
+def _safetensors_reader(file: Any, name: str) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    return read
+
+
+def _add_pickle(store: TensorStore, path: Path, stack: ExitStack) -> None:  # noqa: ARG001 - one signature for all kinds
+    try:
+        # only the zip format of torch.save can be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: holds more than tensors (or is no checkpoint), and running a pickle's code is not safe: {reason}"
+        ) from error
+    # torch.load raises whatever the damaged part of the file leads to
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that torch.load can read: {error}") from error
+    _add_dictionary(store, content, path)
+
+
+def _add_torchscript(store: TensorStore, path: Path, stack: ExitStack) -> None:  # noqa: ARG001 - as above
+    try:
+        with warnings.catch_warnings():
+            # OpenAI published TorchScript archives and nothing else
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
+            module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # PyTorch has no types here
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a sound TorchScript archive: {error}") from error
+    _add_dictionary(store, module.state_dict(), path)
+
+
+def _add_dictionary(store: TensorStore, content: Any, path: Path) -> None:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{path}: entry {name!r} is a {type(tensor).__name__}, expected a tensor")
+        store.add(name, tensor.shape, _dtype_name(tensor.dtype), _constant(tensor.detach()), path)
+
+
+def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,235 @@
+"""The sizes of an image tower, from a family's own configuration file or from the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from llm_compression.convert.key_maps import OPENAI
+from llm_compression.convert.preprocessing import square
+from llm_compression.convert.tensor_files import read_json
+from llm_compression.errors import CheckpointError
+from llm_compression.multimodal.vision_config import VisionConfig
+
+# Classes of transformers by whether they have a visual projection.
+ARCHITECTURES: Final[Mapping[str, bool]] = {
+    "CLIPModel": True,
+    "CLIPVisionModelWithProjection": True,
+    "CLIPVisionModel": False,
+}
+
+# Field of VisionConfig, key of config.json, and CLIPVisionConfig's default: transformers before 5 left a value out of
+# a nested vision_config where it was the default.
+_HUGGINGFACE_KEYS: Final = (
+    ("image_size", "image_size", 224),
+    ("patch_size", "patch_size", 32),
+    ("hidden_size", "hidden_size", 768),
+    ("num_layers", "num_hidden_layers", 12),
+    ("num_heads", "num_attention_heads", 12),
+    ("intermediate_size", "intermediate_size", 3072),
+    ("layer_norm_eps", "layer_norm_eps", 1e-5),
+    ("hidden_act", "hidden_act", "quick_gelu"),
+)
+
+# Settings of open_clip's vision_cfg that lead to another architecture, and the values that do not.
+_OPEN_CLIP_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "timm_model_name": ("",),
+    "ls_init_value": (),
+    "attentional_pool": (False,),
+    "global_average_pool": (False,),
+    "no_ln_pre": (False,),
+    "pool_type": ("tok",),
+    "act_kwargs": ({},),
+    "block_type": ("default",),
+    "qk_norm": (False,),
+    "scaled_cosine_attn": (False,),
+    "scale_heads": (False,),
+    "scale_attn_inner": (False,),
+    "scale_attn": (False,),
+    "scale_fc": (False,),
+    "input_patchnorm": (False,),
+}
+_OPEN_CLIP_READ: Final = frozenset(
+    {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "norm_kwargs"}
+)
+# With CLS pooling these change nothing: how positions were first filled, dropout, when the last norm is applied, and
+# settings of poolers and towers that are not there.
+_OPEN_CLIP_HARMLESS: Final = frozenset(
+    {"patch_dropout", "pos_embed_type", "final_ln_after_pool", "output_tokens"}
+    | {"attn_pooler_queries", "attn_pooler_heads", "n_queries"}
+    | {"timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"}
+)
+
+
+def from_huggingface(file: Path, has_projection: bool, overrides: Mapping[str, Any]) -> VisionConfig:
+    """Read a ``config.json``.
+
+    Args:
+        file: The ``config.json``.
+        has_projection: Whether the checkpoint has a visual projection, for a file that names no class.
+        overrides: Fields that take the place of the file's.
+
+    Raises:
+        CheckpointError: The file is missing, names another model, or leaves the activation out.
+        ConfigError: A value is invalid.
+    """
+    if not file.exists():
+        raise CheckpointError(f"{file}: missing; the activation and the number of heads stand nowhere else")
+    values = read_json(file)
+    model_type = values.get("model_type")
+    if model_type not in ("clip", "clip_vision_model"):
+        raise CheckpointError(f"{file}: model_type: {model_type!r}, expected 'clip' or 'clip_vision_model'")
+    whole = model_type == "clip"
+    classes = values.get("architectures") or []
+    if not isinstance(classes, list) or len(classes) > 1 or not set(classes) <= set(ARCHITECTURES):
+        raise CheckpointError(f"{file}: architectures: {classes!r}, expected one of {', '.join(ARCHITECTURES)}")
+    vision = _nested_vision_config(values, file, overrides) if whole else values
+    channels = vision.get("num_channels", 3)
+    if channels != 3:
+        raise CheckpointError(f"{file}: num_channels: {channels!r}, expected 3")
+    found = {field: vision.get(key, default) for field, key, default in _HUGGINGFACE_KEYS}
+    for field in ("image_size", "patch_size"):
+        found[field] = square(file, field, found[field])
+    projects = ARCHITECTURES[classes[0]] if classes else whole or has_projection
+    # CLIPModel builds its projection from its own key, whatever the nested configuration says
+    found["projection_dim"] = values.get("projection_dim", 512) if projects else None
+    # never guessed: a wrong activation gives embeddings that look right
+    found["hidden_act"] = vision.get("hidden_act")
+    found |= overrides
+    if found["hidden_act"] is None:
+        raise CheckpointError(
+            f"{file}: no hidden_act{' in vision_config' if whole else ''}, expected the activation; transformers reads "
+            "such a file as 'quick_gelu'; if that is what the model was trained with, pass "
+            "overrides={'hidden_act': 'quick_gelu'}"
+        )
+    return VisionConfig(**found)
+
+
+def from_open_clip(file: Path, overrides: Mapping[str, Any]) -> VisionConfig:
+    """Read an ``open_clip_config.json``, whose absent keys mean open_clip's own defaults.
+
+    Raises:
+        CheckpointError: It describes another architecture.
+        ConfigError: A value is invalid.
+    """
+    model = read_json(file).get("model_cfg")
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(vision, dict):
+        raise CheckpointError(f"{file}: no model_cfg with a vision_cfg, expected open_clip's own layout")
+    vision = {key: value for key, value in vision.items() if value is not None}
+    for key, supported in _OPEN_CLIP_SUPPORTED.items():
+        if key in vision and vision[key] not in supported:
+            expected = " or ".join(repr(one) for one in supported) or "none"
+            raise CheckpointError(f"{file}: vision_cfg.{key}: {vision[key]!r}, expected {expected}")
+    if unknown := sorted(set(vision) - set(_OPEN_CLIP_SUPPORTED) - _OPEN_CLIP_READ - _OPEN_CLIP_HARMLESS):
+        raise CheckpointError(f"{file}: unknown vision_cfg settings {unknown}: what they change is not known")
+    layers = vision.get("layers", 12)
+    if not isinstance(layers, int):
+        raise CheckpointError(f"{file}: vision_cfg.layers: {layers!r}, expected a number (a list means a ResNet)")
+    norm = vision.get("norm_kwargs", {})
+    if not isinstance(norm, dict) or not set(norm) <= {"eps"}:
+        raise CheckpointError(f"{file}: vision_cfg.norm_kwargs: {norm!r}, expected nothing but 'eps'")
+    quick = model.get("quick_gelu", False)
+    if not isinstance(quick, bool):
+        raise CheckpointError(f"{file}: model_cfg.quick_gelu: {quick!r}, expected true or false")
+    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
+    ratio = vision.get("mlp_ratio", 4.0)
+    for key, value in (("width", width), ("head_width", head_width), ("mlp_ratio", ratio)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(f"{file}: vision_cfg.{key}: {value!r}, expected a positive number")
+    found = {
+        "image_size": square(file, "vision_cfg.image_size", vision.get("image_size", 224)),
+        "patch_size": square(file, "vision_cfg.patch_size", vision.get("patch_size", 16)),
+        "hidden_size": width,
+        "num_layers": layers,
+        "num_heads": width // head_width,
+        "intermediate_size": int(width * ratio),
+        "projection_dim": model.get("embed_dim"),
+        "layer_norm_eps": norm.get("eps", 1e-5),
+        "hidden_act": "quick_gelu" if quick else "gelu",
+    }
+    if found["projection_dim"] is None:
+        raise CheckpointError(f"{file}: model_cfg has no embed_dim, expected the width of the embedding")
+    return VisionConfig(**(found | dict(overrides)))
+
+
+def from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], where: Path, overrides: Mapping[str, Any], *, openai: bool
+) -> VisionConfig:
+    """Derive the sizes from tensors under OpenAI's names.
+
+    Activation and head count leave no trace in a shape. OpenAI's models all have quick_gelu and 64 channels a head; for
+    any other checkpoint they have to be given.
+
+    Args:
+        shapes: Shape by tensor name.
+        where: The checkpoint's directory, for messages.
+        overrides: Fields that take the place of the derived ones.
+        openai: Whether this is one of OpenAI's own archives.
+
+    Raises:
+        CheckpointError: A tensor that is needed is missing or has another number of dimensions, or something that no
+            shape says is not given.
+        ConfigError: A value is invalid.
+    """
+    width, _, patch, _ = _shape(shapes, OPENAI["vision_model.embeddings.patch_embedding.weight"].source, 4, where)
+    positions, _ = _shape(shapes, OPENAI["vision_model.embeddings.position_embedding.weight"].source, 2, where)
+    mlp, _ = _shape(shapes, OPENAI["vision_model.encoder.layers.{n}.mlp.fc1.weight"].source.format(n=0), 2, where)
+    _, projection = _shape(shapes, OPENAI["visual_projection.weight"].source, 2, where)
+    block = OPENAI["vision_model.encoder.layers.{n}.layer_norm1.weight"].source
+    grid = math.isqrt(max(positions - 1, 0))
+    if grid * grid != positions - 1 or not grid:
+        raise CheckpointError(f"{where}: {positions} positions, expected one and a square number")
+    found: dict[str, Any] = {
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "hidden_size": width,
+        "num_layers": next(n for n in range(len(shapes) + 1) if block.format(n=n) not in shapes),
+        "intermediate_size": mlp,
+        "projection_dim": projection,
+        "layer_norm_eps": 1e-5,
+    }
+    if openai and width % 64 == 0:
+        found["num_heads"] = width // 64
+    if openai:
+        found["hidden_act"] = "quick_gelu"
+    found |= overrides
+    if unknown := [field for field in ("hidden_act", "num_heads") if field not in found]:
+        reason = f"a width of {width} is no multiple of 64" if openai else "no open_clip_config.json beside the weights"
+        raise CheckpointError(
+            f"{where}: {reason}, and no tensor shape says {' or '.join(unknown)}; "
+            f"{'' if openai else 'put the open_clip_config.json of this model there, or '}"
+            "pass overrides={'hidden_act': 'quick_gelu' or 'gelu', 'num_heads': ...}"
+        )
+    return VisionConfig(**found)
+
+
+def _nested_vision_config(values: Mapping[str, Any], file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``vision_config`` of a CLIPModel, with the older ``vision_config_dict`` that transformers puts over it."""
+    vision, older = values.get("vision_config"), values.get("vision_config_dict")
+    for key, value in (("vision_config", vision), ("vision_config_dict", older)):
+        if value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{file}: {key}: {value!r}, expected an object")
+    if vision is None and older is None:
+        raise CheckpointError(f"{file}: no vision_config, expected the sizes of the image tower")
+    vision = vision or {}
+    if not older:
+        return dict(vision)
+    for field, key, default in _HUGGINGFACE_KEYS:
+        # transformers lets the defaults of the older entry, too, win over what vision_config says
+        if key not in older and vision.get(key, default) != default and field not in overrides:
+            raise CheckpointError(
+                f"{file}: vision_config has {key} {vision[key]!r}, vision_config_dict leaves it out, which "
+                f"transformers reads as {default!r}; say which is right with overrides={{{field!r}: ...}}"
+            )
+    return {**vision, **older}
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int, where: Path) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None or len(shape) != dimensions:
+        found = "missing" if shape is None else f"shape {list(shape)}"
+        raise CheckpointError(f"{where}: {name}: {found}, expected {dimensions} dimensions")
+    return shape

@@ -1,11 +1,17 @@
-"""EmbeddingProvider: the one interface of all encoders."""
+"""EmbeddingProvider: the one interface of all encoders, of images and of texts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from llm_compression.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MODEL_VARIABLE: Final = "LLM_COMPRESSION_MODEL"
 
 
 @runtime_checkable
@@ -32,3 +38,118 @@ class EmbeddingProvider(Protocol):
             LlmCompressionError: An input cannot be encoded.
         """
         ...
+
+    def encode_batch(
+        self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = None
+    ) -> Tensor:
+        """The rows of `encode`, with a progress bar on stderr: True shows it, None only on a terminal."""
+        ...
+
+    def similarity(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """How alike embeddings are: (n, dimension) and (m, dimension) to float32 (n, m).
+
+        By cosine, or by a positive multiple of it that is the model's own.
+
+        Raises:
+            ConfigError: These are not two tables of embeddings of one width.
+        """
+        ...
+
+
+class EmbeddingMethods:
+    """What every provider of this package does in the same way."""
+
+    if TYPE_CHECKING:
+
+        def encode(  # noqa: D102  # the provider's own
+            self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+        ) -> Tensor: ...
+
+    def encode_batch(
+        self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = None
+    ) -> Tensor:
+        """The rows of `encode`, with a progress bar on stderr: True shows it, None only on a terminal."""
+        return self.encode(items, normalize, batch_size, show_progress=show_progress)
+
+    def similarity(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """Cosine of each row of ``a`` to each of ``b``: (n, dimension) and (m, dimension) to float32 (n, m).
+
+        Raises:
+            ConfigError: These are not two tables of embeddings of one width.
+        """
+        return cosine(a, b)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each row of ``a`` to each of ``b``, float32 (n, m).
+
+    Raises:
+        ConfigError: These are not two tables of embeddings of one width, or a row has no direction.
+    """
+    import torch
+
+    for name, table in (("a", a), ("b", b)):
+        if not isinstance(table, torch.Tensor) or table.dim() != 2 or not table.is_floating_point():
+            found = f"{table.dtype} {tuple(table.shape)}" if isinstance(table, torch.Tensor) else type(table).__name__
+            raise ConfigError(f"{name}: {found}, expected floating point embeddings (rows, dimension)")
+    if a.shape[1] != b.shape[1]:
+        raise ConfigError(f"embeddings of width {a.shape[1]} and {b.shape[1]}, expected one width")
+    units = []
+    for name, table in (("a", a), ("b", b)):
+        lengths = torch.linalg.vector_norm(table.float(), dim=1, keepdim=True)
+        if not bool((lengths.isfinite() & (lengths > 0)).all()):
+            raise ConfigError(f"{name}: a row of zero, NaN or infinite length, expected embeddings")
+        units.append(table.float() / lengths)
+    out: Tensor = units[0] @ units[1].T
+    return out
+
+
+def require_batch_size(batch_size: object) -> None:
+    """Refuse what is not a positive whole number.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size!r}, expected a positive whole number")
+
+
+def get_default_provider(model_path: str | os.PathLike[str] | None = None) -> EmbeddingProvider:
+    """The provider of the model that was named; no other one ever takes its place.
+
+    Args:
+        model_path: A directory that holds ``weights.parquet``, or the file; what the environment variable
+            ``LLM_COMPRESSION_MODEL`` says unless given.
+
+    Returns:
+        A CLIPEngine, VisionEncoder or ArrowEngine, as the weight file's configuration says.
+
+    Raises:
+        ConfigError: No model is named, or the file's configuration is of none of these.
+        FileNotFoundError: There is no such weight file.
+        WeightFormatError: The file is damaged.
+    """
+    named = model_path if model_path is not None else os.environ.get(MODEL_VARIABLE)
+    if not named:
+        raise ConfigError(f"no model is named: expected a path, or one in the variable {MODEL_VARIABLE}")
+    from llm_compression.inference import text_config
+    from llm_compression.inference.clip_file import is_clip
+    from llm_compression.inference.weight_loader import WeightLoader
+    from llm_compression.multimodal import vision_config
+
+    path = Path(named)
+    config = WeightLoader(path).config or {}
+    model_type = config.get("model_type")
+    if is_clip(config):
+        from llm_compression.multimodal.clip_engine import CLIPEngine
+
+        return CLIPEngine(path)
+    if model_type == text_config.BERT:
+        from llm_compression.inference.arrow_engine import ArrowEngine
+
+        return ArrowEngine(path)
+    if model_type == vision_config.MODEL_TYPE:
+        from llm_compression.multimodal.vision_encoder import VisionEncoder
+
+        return VisionEncoder(path)
+    raise ConfigError(f"{path}: model_type: {model_type!r}, expected clip, {vision_config.MODEL_TYPE} or bert")

@@ -19,6 +19,18 @@ class CheckpointError(LlmCompressionError, ValueError):
     """The source checkpoint cannot be converted."""
 
 
+class TextError(LlmCompressionError, ValueError):
+    """A text cannot be embedded.
+
+    Attributes:
+        position: Index of the text in the call's input, or None for what is wrong with the input as a whole.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None) -> None:
+        self.reason, self.position = reason, position
+        super().__init__(f"{'text' if position is None else f'text {position}'}: {reason}")
+
+
 class ImageError(LlmCompressionError, ValueError):
     """An image cannot be read.
 

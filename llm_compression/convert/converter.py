@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,16 +14,38 @@ from typing import Any, Final
 
 import torch
 
+from llm_compression.convert import text_key_maps
 from llm_compression.convert.key_maps import LEFT_OUT, TABLES, Entry, Family
 from llm_compression.convert.readers import Checkpoint, open_checkpoint
 from llm_compression.convert.tensor_files import sha256_of
 from llm_compression.errors import CheckpointError, ConfigError
+from llm_compression.inference.tokenizer import TOKENIZER_FILE
 from llm_compression.inference.weight_format import DTYPES, WEIGHTS_FILE, WeightMetadata, write_weights
+from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.progress import progress as progress_bar
 
 CASTS: Final = ("float32", "bfloat16", "float16")
 CODECS: Final = ("none", "zstd", "lz4", "snappy", "gzip")
 _STORED: Final = ("float32", "float16", "bfloat16", "float64")
+_TABLES: Final[Mapping[Family, Mapping[str, Entry]]] = {
+    **TABLES,
+    "clip": text_key_maps.CLIP,
+    "bert": text_key_maps.BERT,
+    "bert_prefixed": text_key_maps.BERT_PREFIXED,
+}
+_LEFT_OUT: Final[Mapping[Family, Mapping[str, str]]] = {
+    **LEFT_OUT,
+    "clip": text_key_maps.CLIP_LEFT_OUT,
+    "bert": text_key_maps.BERT_LEFT_OUT,
+    "bert_prefixed": text_key_maps.BERT_LEFT_OUT,
+}
+# What a report and a weight file call the families that are all Hugging Face's.
+_FORMATS: Final[Mapping[Family, str]] = {
+    "huggingface_bare": "huggingface",
+    "clip": "huggingface",
+    "bert_prefixed": "bert",
+}
+_NUMBERED = re.compile(r"(.*\.layers?\.)(\d+)(\..*)")
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class ConversionReport:
 
     Attributes:
         path: The weight file.
-        format: Family of the source: ``huggingface``, ``open_clip`` or ``openai``.
+        format: Family of the source: ``huggingface``, ``open_clip``, ``openai`` or ``bert``.
         num_tensors: Tensors written.
         num_params: Parameters written.
         bytes_in: Size of the source's weight files.
@@ -38,6 +62,7 @@ class ConversionReport:
         source_sha256: sha256 of the source's weight file, or over its shards sorted by name.
         tensors_sha256: sha256 over the tensors written, as the file records it.
         left_out: How many tensors of the source were left out, by what they belong to.
+        tokenizer: The copy of the source's tokenizer beside the weight file; None where it has none, or needs none.
     """
 
     path: Path
@@ -49,6 +74,7 @@ class ConversionReport:
     source_sha256: str
     tensors_sha256: str
     left_out: Mapping[str, int]
+    tokenizer: Path | None = None
 
 
 def convert_checkpoint(
@@ -60,24 +86,30 @@ def convert_checkpoint(
     revision: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool | None = False,
+    vision_only: bool = False,
 ) -> ConversionReport:
-    """Convert the image tower of a CLIP checkpoint to a weight file.
+    """Convert a CLIP checkpoint, or a BERT sentence encoder, to a weight file.
+
+    A Hugging Face ``CLIPModel`` becomes a file of both towers and the logit scale; other CLIP checkpoints one of their
+    image tower. The source's ``tokenizer.json`` is copied beside the file, which records its sha256.
 
     Lossless unless asked otherwise: every tensor keeps the data type and the bits of the source. The file appears under
     its name only once it is whole; until then a file that was there stays as it was.
 
     Args:
         source: A Hugging Face directory (``CLIPModel``, ``CLIPVisionModelWithProjection``, ``CLIPVisionModel``), an
-            open_clip directory or state dict, one of OpenAI's TorchScript archives, or, where huggingface_hub is
-            installed, a hub id such as ``openai/clip-vit-base-patch16``. Loading a TorchScript archive is what OpenAI's
-            own code does with it; no method of it is called.
+            open_clip directory or state dict, one of OpenAI's TorchScript archives, a directory of BERT or of
+            sentence-transformers, or, where huggingface_hub is installed, a hub id such as
+            ``openai/clip-vit-base-patch16``. Loading a TorchScript archive is what OpenAI's own code does with it; no
+            method of it is called.
         out: A directory, which will hold ``weights.parquet``, or a path ending in ``.parquet``.
         dtype: ``float32``, ``bfloat16`` or ``float16`` to cast every tensor; None keeps what the source has.
         compression: Parquet codec: ``none``, ``zstd``, ``lz4``, ``snappy`` or ``gzip``.
         revision: Branch, tag or commit of a hub id; recorded as it is for a path.
-        overrides: Fields of VisionConfig (``hidden_act``, ``num_heads``, ...) that take the place of what the
-            checkpoint says or leaves out.
+        overrides: Fields of VisionConfig (``hidden_act``, ``num_heads``, ...), of TextConfig for a BERT (``pooling``,
+            ...), that take the place of what the checkpoint says or leaves out; ``hidden_act`` holds for both towers.
         progress: Whether to show a progress bar on stderr; None shows it on a terminal.
+        vision_only: Whether to leave out the text tower of a ``CLIPModel``.
 
     Raises:
         CheckpointError: The source is missing, damaged or of an unsupported architecture; tensors are missing,
@@ -89,7 +121,7 @@ def convert_checkpoint(
     if compression not in CODECS:
         raise ConfigError(f"compression: {compression!r}, expected one of {', '.join(CODECS)}")
     target = _target(Path(out))
-    with open_checkpoint(source, revision=revision, overrides=overrides) as checkpoint:
+    with open_checkpoint(source, revision=revision, overrides=overrides, vision_only=vision_only) as checkpoint:
         entries, left_out = _match(checkpoint)
         sha256, family = sha256_of(checkpoint.files), _format(checkpoint.family)
         origin = {
@@ -98,12 +130,15 @@ def convert_checkpoint(
             "sha256": sha256,
             "format": family,
         }
-        metadata = WeightMetadata(
-            config=checkpoint.config.to_dict(), preprocessing=checkpoint.preprocessing.to_dict(), source=origin
-        )
+        preprocessing = _preprocessing(checkpoint)
+        metadata = WeightMetadata(config=checkpoint.config.to_dict(), preprocessing=preprocessing, source=origin)
         names = progress_bar(entries, total=len(entries), label=f"converting {checkpoint.name}", enabled=progress)
         tensors = ((name, entries[name]) for name in names)
         report = write_weights(target, _read(checkpoint, tensors, dtype), metadata, compression=compression)
+        tokenizer = None
+        if checkpoint.tokenizer is not None:
+            # after the weights, so that a conversion that fails leaves the model that was there as it is
+            tokenizer = _copy(checkpoint.tokenizer, target.parent / TOKENIZER_FILE)
         return ConversionReport(
             path=report.path,
             format=family,
@@ -114,7 +149,28 @@ def convert_checkpoint(
             source_sha256=sha256,
             tensors_sha256=report.tensors_sha256,
             left_out=left_out,
+            tokenizer=tokenizer,
         )
+
+
+def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What turns an input into the model's input: of images, of texts, or of both by tower."""
+    tokenizer = checkpoint.tokenizer
+    text = {} if tokenizer is None else {"tokenizer_sha256": sha256_of([tokenizer])}
+    vision = {} if checkpoint.preprocessing is None else checkpoint.preprocessing.to_dict()
+    if isinstance(checkpoint.config, ClipConfig):
+        return {"vision": vision, "text": text}
+    return {**vision, **text}
+
+
+def _copy(source: Path, target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
 
 
 def _target(out: Path) -> Path:
@@ -129,7 +185,7 @@ def _target(out: Path) -> Path:
 
 def _match(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, int]]:
     """Where each tensor of the weight file comes from, and what is left out; or every reason why it cannot be made."""
-    table, shapes = TABLES[checkpoint.family], checkpoint.tensors.shapes
+    table, shapes = _TABLES[checkpoint.family], checkpoint.tensors.shapes
     entries, problems, wanted = dict[str, Entry](), list[str](), set[str]()
     for name, shape in checkpoint.config.expected_shapes().items():
         entry = _entry(table, name)
@@ -146,7 +202,7 @@ def _match(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, int]]:
             problems.append(f"{entry.source} has dtype {found}, expected one of {', '.join(_STORED)}")
     left_out = Counter[str]()
     for source in shapes.keys() - wanted:
-        patterns = LEFT_OUT[checkpoint.family].items()
+        patterns = _LEFT_OUT[checkpoint.family].items()
         if what := next((label for pattern, label in patterns if fnmatchcase(source, pattern)), None):
             left_out[what] += 1
         else:
@@ -163,9 +219,10 @@ def _entry(table: Mapping[str, Entry], name: str) -> Entry:
     """The table's entry for a tensor, with its block's number in the place of ``{n}``."""
     if name in table:
         return table[name]
-    before, _, rest = name.partition(".layers.")
-    number, _, after = rest.partition(".")
-    entry = table[f"{before}.layers.{{n}}.{after}"]
+    match = _NUMBERED.fullmatch(name)
+    assert match is not None
+    before, number, after = match.groups()
+    entry = table[f"{before}{{n}}{after}"]
     return entry._replace(source=entry.source.format(n=number))
 
 
@@ -202,4 +259,4 @@ def _read(
 
 
 def _format(family: Family) -> str:
-    return "huggingface" if family == "huggingface_bare" else family
+    return _FORMATS.get(family, family)

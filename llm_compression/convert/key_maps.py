@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 Operation = Literal["copy", "transpose", "split3"]
-Family = Literal["huggingface", "huggingface_bare", "open_clip", "openai"]
+Family = Literal["huggingface", "huggingface_bare", "open_clip", "openai", "clip", "bert", "bert_prefixed"]
 
 
 class Entry(NamedTuple):

@@ -17,8 +17,16 @@ from typing import Any, Final
 from llm_compression.convert import hub, preprocessing
 from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
+from llm_compression.convert.text_configs import (
+    bert_from_huggingface,
+    clip_text_from_huggingface,
+    transformer_directory,
+)
 from llm_compression.convert.vision_configs import from_huggingface, from_open_clip, from_shapes
 from llm_compression.errors import CheckpointError, ConfigError
+from llm_compression.inference.text_config import TextConfig
+from llm_compression.inference.tokenizer import TOKENIZER_FILE
+from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
 
@@ -43,18 +51,20 @@ class Checkpoint:
         name: Hub id, or name of the directory or file.
         revision: The commit of a hub checkpoint, or what the caller called it.
         files: Its weight files, sorted by name.
-        config: Sizes of the image tower.
-        preprocessing: What turns an image into its input.
+        config: Sizes of the image tower, of both towers, or of a text encoder.
+        preprocessing: What turns an image into its input; None for a text encoder.
         tensors: The tensors by name.
+        tokenizer: The file that turns a text into its input; None for an image tower, or where there is none.
     """
 
     family: Family
     name: str
     revision: str | None
     files: tuple[Path, ...]
-    config: VisionConfig
-    preprocessing: ImageProcessor
+    config: VisionConfig | ClipConfig | TextConfig
+    preprocessing: ImageProcessor | None
     tensors: TensorStore
+    tokenizer: Path | None = None
 
 
 @contextmanager
@@ -63,24 +73,25 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    vision_only: bool = False,
 ) -> Iterator[Checkpoint]:
     """Open a checkpoint for reading.
 
     Args:
         source: A Hugging Face directory (``CLIPModel``, ``CLIPVisionModelWithProjection``, ``CLIPVisionModel``), an
-            open_clip directory or state dict, one of OpenAI's TorchScript archives, or a hub id. The network is used
-            only for a string that is no existing path and has the form ``organisation/name``. Loading a TorchScript
-            archive is what OpenAI's own code does with it; no method of it is called.
+            open_clip directory or state dict, one of OpenAI's TorchScript archives, a directory of BERT or of
+            sentence-transformers, or a hub id. The network is used only for a string that is no existing path and has
+            the form ``organisation/name``. Loading a TorchScript archive is what OpenAI's own code does with it; no
+            method of it is called.
         revision: Branch, tag or commit of a hub id; recorded as it is for a path.
-        overrides: Fields of VisionConfig that take the place of what the checkpoint says or leaves out.
+        overrides: Fields of VisionConfig, of TextConfig for a BERT, that take the place of what the checkpoint says or
+            leaves out.
+        vision_only: Whether to leave out the text tower of a ``CLIPModel``.
 
     Raises:
         CheckpointError: The source is missing, damaged, incomplete or of an unsupported architecture.
     """
     overrides = dict(overrides or {})
-    allowed = [field.name for field in fields(VisionConfig)]
-    if unknown := sorted(set(overrides) - set(allowed)):
-        raise CheckpointError(f"overrides: unknown {unknown}, expected some of {', '.join(allowed)}")
     path = Path(source)
     name = path.resolve().name
     if not path.exists():
@@ -89,17 +100,46 @@ def open_checkpoint(
         name = source
         path = hub.download(source, revision, lambda directory: bool(_find(directory)))
         revision = path.name
-    files = _weight_files(path)
+    files = _weight_files(transformer_directory(path) if path.is_dir() else path)
     directory = files[0].parent
     with open_tensors(files) as tensors:
         family = _family(tensors, files[0])
         _reject_unsupported(tensors, files[0])
+        tokenizer = directory / TOKENIZER_FILE if (directory / TOKENIZER_FILE).is_file() else None
         try:
+            if family in ("bert", "bert_prefixed"):
+                _require_fields(overrides, TextConfig)
+                text = bert_from_huggingface(path if path.is_dir() else directory, directory, overrides)
+                if tokenizer is None:
+                    raise CheckpointError(f"{directory}: no {TOKENIZER_FILE}, expected the tokenizer of the encoder")
+                yield Checkpoint(family, name, revision, files, text, None, tensors, tokenizer)
+                return
+            _require_fields(overrides, VisionConfig)
             config = _config(family, tensors, directory, overrides)
+            clip = None
+            if not vision_only and _holds_text(family, tensors, directory):
+                clip = ClipConfig(clip_text_from_huggingface(directory / "config.json", overrides), config)
         except ConfigError as error:
             raise CheckpointError(f"{directory}: {error}") from error
         processor = _preprocessing(family, directory, config.image_size)
-        yield Checkpoint(family, name, revision, files, config, processor, tensors)
+        if clip is not None:
+            yield Checkpoint("clip", name, revision, files, clip, processor, tensors, tokenizer)
+        else:
+            yield Checkpoint(family, name, revision, files, config, processor, tensors)
+
+
+def _require_fields(overrides: Mapping[str, Any], config_class: type[VisionConfig] | type[TextConfig]) -> None:
+    allowed = [field.name for field in fields(config_class) if field.name != "model_type"]
+    if unknown := sorted(set(overrides) - set(allowed)):
+        raise CheckpointError(f"overrides: unknown {unknown}, expected some of {', '.join(allowed)}")
+
+
+def _holds_text(family: Family, tensors: TensorStore, directory: Path) -> bool:
+    """Whether this is a whole CLIPModel; a standalone image tower has another class, or no text tensors."""
+    if family != "huggingface" or not any(name.startswith("text_model.") for name in tensors.shapes):
+        return False
+    values = read_json(directory / "config.json")
+    return values.get("model_type") == "clip" and (values.get("architectures") or ["CLIPModel"]) == ["CLIPModel"]
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
@@ -148,10 +188,15 @@ def _family(tensors: TensorStore, file: Path) -> Family:
         return "huggingface"
     if "embeddings.class_embedding" in names:
         return "huggingface_bare"
+    if "embeddings.word_embeddings.weight" in names:
+        return "bert"
+    if "bert.embeddings.word_embeddings.weight" in names:
+        return "bert_prefixed"
     shown = ", ".join(list(names)[:3]) or "none"
     raise CheckpointError(
-        f"{file}: no image tower of CLIP in it: expected tensors named vision_model.*, embeddings.class_embedding "
-        f"or visual.*, found {shown}{', ...' if len(names) > 3 else ''}"
+        f"{file}: no image tower of CLIP in it, and no BERT: expected tensors named vision_model.*, "
+        f"embeddings.class_embedding, visual.* or embeddings.word_embeddings.weight, "
+        f"found {shown}{', ...' if len(names) > 3 else ''}"
     )
 
 

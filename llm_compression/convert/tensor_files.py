@@ -122,13 +122,29 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, is not JSON, or holds something else than an object.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    values = _read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
     return values
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not JSON, or holds something else than an array.
+    """
+    values = _read_json(path)
+    if not isinstance(values, list):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a JSON array")
+    return values
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
 
 
 def _add_safetensors(store: TensorStore, path: Path, stack: ExitStack) -> None:

@@ -26,6 +26,17 @@ CLIP_LAYER_NAMES: Final[Mapping[str, str]] = {
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
 }
+# The same of BERT's family.
+BERT_LAYER_NAMES: Final[Mapping[str, str]] = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
 
 
 class TransformerLayer(nn.Module):

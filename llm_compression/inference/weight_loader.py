@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,14 +111,23 @@ class WeightLoader:
         """Names of the tensors, in file order."""
         return list(self.tensors)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, expected: Mapping[str, tuple[int, ...]], not_judged: tuple[str, ...] = ()) -> None:
         """Compare the listing with what a model needs, before any data is read.
+
+        Args:
+            expected: Name and shape of every tensor that the model needs.
+            not_judged: Prefixes of the names of another model's tensors, where the file's configuration says that it
+                holds one.
 
         Raises:
             WeightFormatError: With every missing, unexpected and mis-shaped tensor, in one message.
         """
         problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in self.tensors]
-        problems += [f"unexpected: {name} {info.shape}" for name, info in self.tensors.items() if name not in expected]
+        problems += [
+            f"unexpected: {name} {info.shape}"
+            for name, info in self.tensors.items()
+            if name not in expected and not name.startswith(not_judged)
+        ]
         problems += [
             f"mis-shaped: {name} {self.tensors[name].shape}, expected {shape}"
             for name, shape in expected.items()
@@ -132,8 +141,11 @@ class WeightLoader:
         if problems:
             raise WeightFormatError(f"{self.path}: the tensors do not fit the model\n  " + "\n  ".join(problems))
 
-    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def stream(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in file order, one in memory at a time; the next is read while the caller works on this one.
+
+        Args:
+            names: Only these; row groups that hold none of them are not read.
 
         Yields:
             Name and tensor. The tensor views the Arrow buffer that it was read into, in the dtype of the file.
@@ -141,7 +153,10 @@ class WeightLoader:
         Raises:
             WeightFormatError: The data is damaged, or a weight is NaN or infinite.
         """
-        reader = self._read_tensors(range(self._num_row_groups))
+        groups: Iterable[int] = range(self._num_row_groups)
+        if names is not None:
+            groups = sorted({self.tensors[name].row_group for name in names})
+        reader = self._read_tensors(groups, names)
         with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
             try:
                 ahead = pool.submit(next, reader, None)
@@ -259,8 +274,12 @@ class WeightLoader:
             )
         return DTYPES[name]
 
-    def _read_tensors(self, groups: Iterable[int]) -> Generator[tuple[str, torch.Tensor]]:
+    def _read_tensors(
+        self, groups: Iterable[int], names: Collection[str] | None = None
+    ) -> Generator[tuple[str, torch.Tensor]]:
         for info, data in self._read_data(groups):
+            if names is not None and info.name not in names:
+                continue
             tensor = _as_tensor(info, data)
             if info.dtype.is_floating_point and not _is_finite(tensor):
                 raise WeightFormatError(f"{self.path}: {info.name}: NaN or infinite weights")

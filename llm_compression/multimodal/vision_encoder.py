@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, overload
 
@@ -12,12 +11,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
 from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
+from llm_compression.inference.block_stream import stream_blocks
+from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, load_norm
 from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_dtype
 from llm_compression.inference.memory import release_memory
 from llm_compression.inference.threads import limit_threads
-from llm_compression.inference.weight_format import block_of
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
 from llm_compression.multimodal.vision_config import VisionConfig
@@ -47,7 +48,7 @@ class PatchEmbedding(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(EmbeddingMethods, nn.Module):
     """A CLIP image tower.
 
     Args:
@@ -86,7 +87,8 @@ class VisionEncoder(nn.Module):
         self.device = torch.device(device or "cpu")
         self.dtype = resolve_dtype(dtype, self.device)
         self.processor = _processor_of(self.weight_loader, config)
-        self.weight_loader.check(config.expected_shapes())
+        not_judged = OUTSIDE_VISION if is_clip(self.weight_loader.config) else ()
+        self.weight_loader.check(config.expected_shapes(), not_judged)
         with torch.device("meta"):
             self.patch_embedding = PatchEmbedding(config)
             self.cls_token = frozen(torch.empty(config.hidden_size))
@@ -186,8 +188,7 @@ class VisionEncoder(nn.Module):
             ImageError: An image cannot be read; carries its position and name.
             ConfigError: ``batch_size`` is not a positive whole number.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size: {batch_size!r}, expected a positive whole number")
+        require_batch_size(batch_size)
         sources = list_images(images)
         out = torch.empty(len(sources), self.dimension)
         done, steps = 0, math.ceil(len(sources) / batch_size)
@@ -216,19 +217,13 @@ class VisionEncoder(nn.Module):
 
     def _load(self) -> None:
         """Stream the weights, a block at a time, each straight to where it is used."""
-        sizes = Counter(map(block_of, self.weight_loader.names))
-        pending: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.weight_loader.stream():
-            block = block_of(name)
-            pending.setdefault(block, {})[name.removeprefix(block)] = tensor
-            del tensor
-            if len(pending[block]) == sizes[block]:
-                tensors = pending.pop(block)
-                if block:
-                    index = int(block.removeprefix(_LAYER_PREFIX).rstrip("."))
-                    self.transformer.load_layer(index, tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
-                else:
-                    self._load_ends(tensors)
+        ends: dict[str, Tensor] = {}
+        for index, tensors in stream_blocks(self.weight_loader, self.config.expected_shapes(), _LAYER_PREFIX):
+            if index is None:
+                ends |= tensors
+            else:
+                self.transformer.load_layer(index, tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
+        self._load_ends(ends)
 
     def _load_ends(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what is outside the blocks."""
@@ -260,7 +255,7 @@ def _config_of(loader: WeightLoader, given: VisionConfig | None) -> VisionConfig
                 f"{loader.path.parent}, or VisionEncoder(..., config=VisionConfig(...))"
             )
         return given
-    found = VisionConfig.from_dict(loader.config)
+    found = VisionConfig.from_dict(tower_config(loader.config, "vision", loader.path))
     if given is not None and given != found:
         raise ConfigError(f"{loader.path}: config {given}, the file says {found}")
     return found
@@ -269,7 +264,8 @@ def _config_of(loader: WeightLoader, given: VisionConfig | None) -> VisionConfig
 def _processor_of(loader: WeightLoader, config: VisionConfig) -> ImageProcessor:
     if loader.metadata is None or not loader.metadata.preprocessing:
         return ImageProcessor(image_size=config.image_size)
-    processor = ImageProcessor.from_dict(loader.metadata.preprocessing)
+    constants = loader.metadata.preprocessing
+    processor = ImageProcessor.from_dict(constants.get("vision", {}) if is_clip(loader.config) else constants)
     if processor.image_size != config.image_size:
         raise ConfigError(
             f"{loader.path}: preprocessing makes {processor.image_size} pixels, the model takes {config.image_size}"

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_compression.errors import CheckpointError, ConfigError
+from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
+from llm_compression.errors import CheckpointError
 from llm_compression.inference.linear import resolve_dtype
 from llm_compression.multimodal.image_processor import Images, list_images, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.progress import progress
 
 
-class VisionProvider(ABC):
+class VisionProvider(EmbeddingMethods, ABC):
     """An `EmbeddingProvider` for images."""
 
     @property
@@ -25,7 +27,9 @@ class VisionProvider(ABC):
         """Width of an embedding."""
 
     @abstractmethod
-    def encode(self, images: Images, normalize: bool = True, batch_size: int = 32) -> Tensor:
+    def encode(
+        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+    ) -> Tensor:
         """Embed images, as `VisionEncoder.encode` does: float32 (n, dimension)."""
 
 
@@ -54,13 +58,15 @@ class ArrowVisionProvider(VisionProvider):
         """Width of an embedding."""
         return self.encoder.dimension
 
-    def encode(self, images: Images, normalize: bool = True, batch_size: int = 32) -> Tensor:
+    def encode(
+        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+    ) -> Tensor:
         """Embed images: float32 (n, dimension).
 
         Raises:
             ImageError: An image cannot be read; carries its position and name.
         """
-        return self.encoder.encode(images, normalize, batch_size)
+        return self.encoder.encode(images, normalize, batch_size, show_progress=show_progress)
 
 
 class CLIPVisionProvider(VisionProvider):
@@ -109,18 +115,20 @@ class CLIPVisionProvider(VisionProvider):
         """Width of an embedding."""
         return int(self.model.config.projection_dim)
 
-    def encode(self, images: Images, normalize: bool = True, batch_size: int = 32) -> Tensor:
+    def encode(
+        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+    ) -> Tensor:
         """Embed images: float32 (n, dimension).
 
         Raises:
             ImageError: An image cannot be read; carries its position and name.
             ConfigError: ``batch_size`` is not a positive whole number.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: {batch_size!r}, expected a positive whole number")
+        require_batch_size(batch_size)
         sources = list_images(images)
         out = torch.empty(len(sources), self.dimension)
-        for start in range(0, len(sources), batch_size):
+        starts = range(0, len(sources), batch_size)
+        for start in progress(starts, total=len(starts), label="encoding", enabled=show_progress):
             batch = sources[start : start + batch_size]
             opened = [read_image(source, start + i) for i, source in enumerate(batch)]
             pixels = self.processor(opened, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)

@@ -1,0 +1,134 @@
+"""ArrowEngine: text in, embeddings out; tokenizer and TextEncoder together."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
+from llm_compression.errors import ConfigError, TextError
+from llm_compression.inference.clip_file import is_clip
+from llm_compression.inference.text_config import TextConfig
+from llm_compression.inference.text_encoder import TextEncoder
+from llm_compression.inference.tokenizer import CLEANERS, TOKENIZER_FILE, list_texts, load_tokenizer
+from llm_compression.inference.weight_loader import WeightLoader
+
+Texts: TypeAlias = str | list[str] | tuple[str, ...] | pa.Array | pa.ChunkedArray
+
+
+class ArrowEngine(EmbeddingMethods):
+    """Embeds texts with a BERT sentence encoder, or with the text tower of a CLIP.
+
+    Args:
+        model_path: A directory that holds ``weights.parquet`` and ``tokenizer.json``, or the weight file.
+        device: Where it runs; the CPU unless given.
+        dtype: What it computes in: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the processor
+            multiplies it natively, float32 elsewhere; bfloat16 or float16 on CUDA.
+        clean: ``none``: texts go to the tokenizer as they are; ``openai``: cleaned first as OpenAI's CLIP code does it
+            (ftfy, HTML unescaped twice, white space collapsed, lower case), which needs the extra ``openai-text``.
+
+    Attributes:
+        encoder: The `TextEncoder`.
+        tokenizer: What gives it ids.
+
+    Raises:
+        FileNotFoundError: The weight file or the tokenizer is missing.
+        WeightFormatError: The weight file is damaged, or its tensors do not fit the model.
+        ConfigError: The configuration is missing or unsupported, the tokenizer is not the model's, or an argument is
+            unknown.
+        ImportError: A library that the tokenizer or the cleaning needs is not installed.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        *,
+        clean: str = "none",
+    ) -> None:
+        if clean not in CLEANERS:
+            raise ConfigError(f"clean: {clean!r}, expected one of {', '.join(CLEANERS)}")
+        self._clean = CLEANERS[clean]
+        if self._clean is not None:
+            self._clean("")  # what it needs is missed now and not at the first text
+        self.encoder = TextEncoder(model_path, device, dtype)
+        loader = self.encoder.weight_loader
+        self.tokenizer = load_tokenizer(
+            loader.path.parent / TOKENIZER_FILE,
+            self.config.max_length,
+            self.config.vocab_size,
+            _recorded_sha256(loader),
+        )
+
+    @property
+    def config(self) -> TextConfig:
+        """Sizes of the encoder."""
+        return self.encoder.config
+
+    @property
+    def dimension(self) -> int:
+        """Width of an embedding."""
+        return self.encoder.dimension
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.encoder.dtype
+
+    def encode(
+        self, texts: Texts, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
+    ) -> Tensor:
+        """Embed texts: one, a list of them, or an Arrow array of strings.
+
+        Args:
+            texts: Texts; each is cut at ``config.max_length`` tokens.
+            normalize: Whether each embedding gets unit length.
+            batch_size: Texts per forward pass.
+            show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
+
+        Returns:
+            float32 (n, dimension), on the CPU, in the order given; two dimensions also for one text, no rows for an
+            empty list.
+
+        Raises:
+            TextError: A text is no str, holds a lone surrogate, or has nothing in it that the tokenizer reads, as an
+                empty one; carries its position.
+            ConfigError: ``batch_size`` is not a positive whole number.
+        """
+        require_batch_size(batch_size)
+        return self.encoder.encode_ids(self.tokenize(texts), normalize, batch_size, show_progress=show_progress)
+
+    def tokenize(self, texts: Texts) -> list[list[int]]:
+        """The token ids of each text, special ones included.
+
+        Raises:
+            TextError: As `encode`.
+        """
+        listed = list_texts(texts)
+        if self._clean is not None:
+            listed = list(map(self._clean, listed))
+        rows = self.tokenizer(listed)
+        for position, row in enumerate(rows):
+            if len(row) <= self.tokenizer.num_special:
+                raise TextError("empty, or nothing in it that the tokenizer reads", position=position)
+        return rows
+
+
+def _recorded_sha256(loader: WeightLoader) -> str | None:
+    """What the weight file says about its tokenizer; None where it says nothing."""
+    if loader.metadata is None:
+        return None
+    constants = loader.metadata.preprocessing
+    if is_clip(loader.config):
+        constants = constants.get("text", {})
+    return constants.get("tokenizer_sha256")

@@ -209,3 +209,44 @@ def openai_clean(text: str) -> str:
 
 
 CLEANERS: Final[Mapping[str, Callable[[str], str] | None]] = {"none": None, "openai": openai_clean}
+
+
+def write_word_tokenizer(path: Path, words: Sequence[str], before: str, after: str) -> None:
+    """Write the ``tokenizer.json`` of a `WordTokenizer`, which the library `tokenizers` reads as well.
+
+    Args:
+        path: The file.
+        words: The vocabulary, in the order of its ids, lower case; without the special tokens, which follow it.
+        before: Special token in front of every text.
+        after: Special token at its end, with the largest id.
+    """
+    ids = {word: number for number, word in enumerate([*words, before, after])}
+    special = [before, after]
+    values = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                **{"id": ids[token], "content": token, "special": True},
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+            }
+            for token in special
+        ],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": before, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": after, "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in special},
+        },
+        "decoder": None,
+        # an unk_token that is not in the vocabulary: an unknown word is an error, for the library too
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": "[UNK]"},
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from llm_compression.convert import convert_checkpoint as convert_checkpoint
     from llm_compression.embedding_provider import EmbeddingProvider as EmbeddingProvider
+    from llm_compression.embedding_provider import get_default_provider as get_default_provider
     from llm_compression.errors import CheckpointError as CheckpointError
     from llm_compression.errors import ConfigError as ConfigError
     from llm_compression.errors import ImageError as ImageError
     from llm_compression.errors import LlmCompressionError as LlmCompressionError
+    from llm_compression.errors import TextError as TextError
     from llm_compression.errors import WeightFormatError as WeightFormatError
+    from llm_compression.inference.arrow_engine import ArrowEngine as ArrowEngine
     from llm_compression.inference.inference_core import InferenceCore as InferenceCore
+    from llm_compression.inference.text_config import TextConfig as TextConfig
+    from llm_compression.inference.text_encoder import TextEncoder as TextEncoder
     from llm_compression.inference.weight_loader import WeightLoader as WeightLoader
+    from llm_compression.models import shapes_model as shapes_model
+    from llm_compression.multimodal.clip_config import ClipConfig as ClipConfig
+    from llm_compression.multimodal.clip_engine import CLIPEngine as CLIPEngine
     from llm_compression.multimodal.image_processor import ImageProcessor as ImageProcessor
     from llm_compression.multimodal.vision_config import VisionConfig as VisionConfig
     from llm_compression.multimodal.vision_encoder import PatchEmbedding as PatchEmbedding
@@ -28,13 +36,21 @@ __version__ = "0.1.0"
 _HOMES: Final = {
     "convert_checkpoint": "llm_compression.convert",
     "EmbeddingProvider": "llm_compression.embedding_provider",
+    "get_default_provider": "llm_compression.embedding_provider",
     "CheckpointError": "llm_compression.errors",
     "ConfigError": "llm_compression.errors",
     "ImageError": "llm_compression.errors",
     "LlmCompressionError": "llm_compression.errors",
+    "TextError": "llm_compression.errors",
     "WeightFormatError": "llm_compression.errors",
+    "ArrowEngine": "llm_compression.inference.arrow_engine",
     "InferenceCore": "llm_compression.inference.inference_core",
+    "TextConfig": "llm_compression.inference.text_config",
+    "TextEncoder": "llm_compression.inference.text_encoder",
     "WeightLoader": "llm_compression.inference.weight_loader",
+    "shapes_model": "llm_compression.models",
+    "ClipConfig": "llm_compression.multimodal.clip_config",
+    "CLIPEngine": "llm_compression.multimodal.clip_engine",
     "ImageProcessor": "llm_compression.multimodal.image_processor",
     "VisionConfig": "llm_compression.multimodal.vision_config",
     "PatchEmbedding": "llm_compression.multimodal.vision_encoder",

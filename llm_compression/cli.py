@@ -1,4 +1,4 @@
-"""The `llm-compression` command: convert, inspect, encode."""
+"""The `llm-compression` command: convert, inspect, encode, classify, demo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # A wider table does not fit a terminal.
 _TABLE_MAX: Final = 16
-_OVERRIDES: Final = {"hidden_act": str, "num_heads": int, "layer_norm_eps": float}
+_OVERRIDES: Final = {"hidden_act": str, "num_heads": int, "layer_norm_eps": float, "pooling": str, "max_length": int}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llm-compression",
-        description="CLIP image embeddings from weights in Parquet.",
+        description="CLIP and sentence embeddings from weights in Parquet.",
         epilog="example: llm-compression encode models/clip photo.jpg other.png -o photos.npy",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -49,8 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="turn a CLIP checkpoint into a weight file",
-        description="Turn the image tower of a CLIP checkpoint into a weight file. Lossless unless --dtype is given.",
+        help="turn a checkpoint into a weight file",
+        description="Turn a CLIP checkpoint, or a BERT sentence encoder, into a weight file with its tokenizer beside "
+        "it. Lossless unless --dtype is given.",
         epilog="example: llm-compression convert clip-vit-base-patch16/ models/clip --dtype bfloat16",
     )
     convert.add_argument("source", help="Hugging Face or open_clip directory, state dict, OpenAI archive, or hub id")
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compression", choices=("none", "zstd", "lz4", "snappy", "gzip"), default="none", help="Parquet codec"
     )
     convert.add_argument("--revision", help="branch, tag or commit of a hub id")
+    convert.add_argument("--vision-only", action="store_true", help="leave out the text tower of a CLIPModel")
     for name, kind in _OVERRIDES.items():
         flag = f"--{name.replace('_', '-')}"
         convert.add_argument(flag, type=kind, help=f"{name}, where the checkpoint does not say it")
@@ -91,6 +93,33 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
     encode.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")
     encode.set_defaults(run=_encode)
+
+    classify = commands.add_parser(
+        "classify",
+        help="say which label fits an image",
+        description="Say how probable each label is for each image, among these labels. Without --model the "
+        "small model that comes with the package answers: it knows coloured shapes and nothing else.",
+        epilog='example: llm-compression classify photo.png --labels "red circle,blue square"',
+    )
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    classify.add_argument("--labels", required=True, help="what the images may show, separated by commas")
+    classify.add_argument("--model", type=Path, help="directory of a converted CLIPModel (default: the shipped model)")
+    classify.add_argument("--template", default="a photo of a {}", help="sentence for a label (default: %(default)s)")
+    classify.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    classify.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    classify.set_defaults(run=_classify)
+
+    demo = commands.add_parser(
+        "demo",
+        help="see the shipped model at work",
+        description="Draw pictures, let the small model that comes with the package say what they show, and write a "
+        "contact sheet of pictures and answers.",
+        epilog="example: llm-compression demo -o demo.png --seed 7",
+    )
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="image file (default: %(default)s)")
+    demo.add_argument("--count", type=_positive, default=24, help="pictures (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="what is drawn (default: %(default)s)")
+    demo.set_defaults(run=_demo)
     return parser
 
 
@@ -106,8 +135,11 @@ def _convert(options: argparse.Namespace) -> None:
         revision=options.revision,
         overrides=given or None,
         progress=None,
+        vision_only=options.vision_only,
     )
     print(f"wrote       {report.path}")
+    if report.tokenizer is not None:
+        print(f"tokenizer   {report.tokenizer}")
     print(f"source      {report.format}, sha256 {report.source_sha256}")
     print(f"tensors     {report.num_tensors}, sha256 {report.tensors_sha256}")
     print(f"parameters  {report.num_params:,}")
@@ -149,6 +181,33 @@ def _encode(options: argparse.Namespace) -> None:
     _write_embeddings(options.output, options.images, embeddings)
     print(f"wrote {options.output}: {len(embeddings)} x {encoder.dimension}, computed in {encoder.dtype}\n")
     _print_similarity(options.images, embeddings)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from llm_compression.models import shapes_model
+    from llm_compression.multimodal.clip_engine import CLIPEngine
+
+    engine = CLIPEngine(options.model or shapes_model(), options.device, options.dtype)
+    labels = [label.strip() for label in options.labels.split(",")]
+    probabilities = engine.classify(options.images, labels, options.template)
+    print(f"model       {options.model or 'shapes, the one that comes with the package'}\n")
+    width = max(map(len, labels))
+    for image, row in zip(options.images, probabilities, strict=True):
+        print(image)
+        for index in row.argsort(descending=True).tolist():
+            print(f"  {labels[index]:{width}}  {row[index]:7.2%}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from llm_compression.models.demo import run_demo
+
+    found = run_demo(options.output, options.count, options.seed)
+    print(f"{'picture':16}  {'answer':16}  probability")
+    for answer in found:
+        marks = " ".join(("" if answer.is_right else "WRONG", "pair never seen" if answer.is_unseen else "")).strip()
+        line = f"{answer.picture.label:16}  {answer.label:16}  {answer.probability:11.1%}  {marks}"
+        print(line.rstrip())
+    print(f"\nwrote {options.output}: {sum(answer.is_right for answer in found)} of {len(found)} right")
 
 
 def _write_embeddings(path: Path, images: Sequence[str], embeddings: Tensor) -> None:

@@ -228,7 +228,9 @@ def write_word_tokenizer(path: Path, words: Sequence[str], before: str, after: s
         "padding": None,
         "added_tokens": [
             {
-                **{"id": ids[token], "content": token, "special": True},
+                "id": ids[token],
+                "content": token,
+                "special": True,
                 **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             }
             for token in special

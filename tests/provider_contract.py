@@ -12,7 +12,7 @@ from llm_compression.errors import ConfigError, LlmCompressionError
 
 
 class ProviderContract:
-    """A subclass has the fixtures ``provider``, ``items`` (three different inputs) and ``bad_item`` (one it refuses)."""
+    """A subclass has the fixtures ``provider``, ``items`` (three inputs) and ``bad_item`` (one that it refuses)."""
 
     def test_it_has_the_interface(self, provider: EmbeddingProvider) -> None:
         """18.1: it satisfies the protocol, and knows the width of its rows."""

@@ -1,6 +1,6 @@
 """200 sentences of mixed length, language and script, for the parity of sentence encoders.
 
-``sentences.txt`` holds short ones, an empty line, and long ones; most of the 200 are several of them, one after another.
+``sentences.txt`` holds short ones, an empty line, and long ones; most of the 200 are several of them in a row.
 """
 
 from __future__ import annotations

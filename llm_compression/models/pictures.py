@@ -26,7 +26,7 @@ COLOURS: Final = {
     "pink": (246, 132, 192),
 }
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
-SIZES: Final = {"small": (9.0, 11.0), "large": (14.0, 18.0)}
+SIZES: Final = {"small": (10.0, 12.0), "large": (14.0, 18.0)}
 TEXTURES: Final = ("plain", "striped", "dotted")
 POSITIONS: Final = {
     "on the left": (-1, 0),
@@ -37,18 +37,17 @@ POSITIONS: Final = {
 }
 # Everything that can be true of a picture, in the order of a Picture's fields.
 VALUES: Final = (tuple(COLOURS), SHAPES, tuple(SIZES), TEXTURES, tuple(POSITIONS))
-# A quarter of the pairs, each colour and each shape twice, that no training picture shows.
-UNSEEN: Final = frozenset(
-    (colour, SHAPES[(index + step) % len(SHAPES)]) for index, colour in enumerate(COLOURS) for step in (2, 5)
-)
+# An eighth of the pairs, each colour and each shape once, that no training picture shows.
+UNSEEN: Final = frozenset((colour, SHAPES[(index * 3 + 2) % len(SHAPES)]) for index, colour in enumerate(COLOURS))
 SEEN: Final = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN)
 LABELS: Final = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 _ARTICLES: Final = ("a", "a", "an", "the", "")
 _TEMPLATES: Final = ("{}", "{}", "a photo of {}", "a photo of {}", "a picture of {}", "a drawing of {}", "this is {}")
 _SCALE: Final = 3  # drawn this much larger and shrunk, for smooth edges
-# How probable it is that a caption says the colour, shape, size, texture, position.
-_MENTIONED: Final = (0.9, 0.9, 0.3, 0.3, 0.3)
+# What captions say: most only a colour or only a shape, so that neither is learnt as a part of the other.
+_BOTH: Final = 0.2
+_SIZE_TEXTURE_POSITION: Final = (0.15, 0.15, 0.15)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Picture:
         paint = np.array([value + rng.uniform(-18, 18) for value in COLOURS[self.colour]])
         fill = _texture(self.texture, paint, background, rng)
         opacity = np.asarray(mask, np.float64)[..., None] / 255
-        noise = np.random.default_rng(self.seed).normal(0, rng.uniform(0, 14), (IMAGE_SIZE, IMAGE_SIZE, 3))
+        noise = np.random.default_rng(self.seed).normal(0, rng.uniform(0, 10), (IMAGE_SIZE, IMAGE_SIZE, 3))
         pixels = background * (1 - opacity) + fill * opacity + noise
         return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -119,9 +118,8 @@ def draw_pictures(count: int, seed: int, pairs: Sequence[tuple[str, str]] = SEEN
 
 def caption(picture: Picture, rng: random.Random) -> tuple[str, tuple[bool, ...]]:
     """A true sentence about a picture, and which of its attributes the sentence says: at least colour or shape."""
-    said = [rng.random() < probability for probability in _MENTIONED]
-    if not (said[0] or said[1]):
-        said[rng.randrange(2)] = True
+    both, first = rng.random() < _BOTH, rng.random() < 0.5
+    said = [both or first, both or not first, *(rng.random() < share for share in _SIZE_TEXTURE_POSITION)]
     words = [
         rng.choice(_ARTICLES),
         picture.size if said[2] else "",
@@ -193,5 +191,5 @@ def _texture(texture: str, paint: Floats, background: Floats, rng: random.Random
     else:
         wave = np.sin((rows + phase) * math.tau / period) + np.sin((columns + phase) * math.tau / period)
         gap = wave > 0.9
-    filled: Floats = np.where(gap[..., None], 0.45 * paint + 0.55 * background, paint)
+    filled: Floats = np.where(gap[..., None], 0.55 * paint + 0.45 * background, paint)
     return filled

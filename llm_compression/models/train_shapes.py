@@ -48,24 +48,24 @@ CONFIG: Final = ClipConfig(
         vocab_size=len(WORDS) + 2,
         num_positions=20,
         hidden_size=64,
-        num_layers=2,
+        num_layers=1,
         num_heads=4,
-        intermediate_size=256,
+        intermediate_size=128,
         layer_norm_eps=1e-5,
         hidden_act="quick_gelu",
         pooling="eos",
         max_length=20,
         eos_token_id=len(WORDS) + 1,
-        projection_dim=64,
+        projection_dim=32,
     ),
     VisionConfig(
         image_size=IMAGE_SIZE,
         patch_size=8,
-        hidden_size=96,
+        hidden_size=64,
         num_layers=4,
         num_heads=4,
-        intermediate_size=384,
-        projection_dim=64,
+        intermediate_size=256,
+        projection_dim=32,
     ),
 )
 
@@ -140,8 +140,16 @@ def train(out: Path, seed: int, steps: int, batch_size: int, num_pictures: int) 
         batch_size: Pictures and captions in each.
         num_pictures: Pictures drawn once; noise and light change each time one is shown.
     """
+    threads = torch.get_num_threads()
     # one thread adds in one order: the same seed gives the same weights whatever the number of processors
     torch.set_num_threads(1)
+    try:
+        _train(out, seed, steps, batch_size, num_pictures)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(out: Path, seed: int, steps: int, batch_size: int, num_pictures: int) -> None:
     torch.manual_seed(seed)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -154,13 +162,13 @@ def train(out: Path, seed: int, steps: int, batch_size: int, num_pictures: int) 
     parameters = [*vision.parameters(), *text.parameters()]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.1},
             {"params": [*(p for p in parameters if p.dim() < 2), logit_scale], "weight_decay": 0.0},
         ],
         lr=1e-3,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2.5e-3, total_steps=steps, pct_start=0.1)
     start = time.perf_counter()
     for step in range(steps):
         chosen = torch.randint(len(pool), (batch_size,), generator=generator)
@@ -256,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=shapes_model(), help="directory to write (default: the package's)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=192, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=24000, help="drawn for training (default: %(default)s)")
     given = parser.parse_args(arguments)
     train(given.out, given.seed, given.steps, given.batch_size, given.pictures)

@@ -47,7 +47,8 @@ def tokenizer(checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def model(checkpoint: Path) -> Any:
     """The reference in float32."""
-    return BertModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model: Any = BertModel.from_pretrained(checkpoint, dtype=torch.float32)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def _bert(config: TextConfig, seed: int) -> Any:
         "max_position_embeddings": config.num_positions,
         "type_vocab_size": config.type_vocab_size,
     }
-    model = BertModel(BertConfig(**settings), add_pooling_layer=False)
+    model: Any = BertModel(BertConfig(**settings), add_pooling_layer=False)
     model.load_state_dict(text_weights(config, seed))
     return model.eval()
 

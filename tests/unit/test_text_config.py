@@ -36,7 +36,7 @@ from tests.text_models import TINY_BERT, TINY_CLIP, TINY_CLIP_TEXT, text_configs
     ],
 )
 def test_an_invalid_value_is_named(config: TextConfig, field: str, value: object) -> None:
-    """15.7: IF a value of a TextConfig is missing, unknown or invalid, THEN ConfigError with the field and the value."""
+    """15.7: IF a value is missing, unknown or invalid, THEN ConfigError with the field and the value found."""
     with pytest.raises(ConfigError, match=f"(?s){field}.*{value}"):
         replace(config, **{field: value})  # type: ignore[arg-type]  # on purpose
 
@@ -51,7 +51,7 @@ def test_every_field_is_required_from_a_file(field: str) -> None:
 
 def test_an_unknown_field_of_a_file_is_named() -> None:
     """15.7: an unknown value is a ConfigError that names it."""
-    with pytest.raises(ConfigError, match="unknown .*rotary"):
+    with pytest.raises(ConfigError, match=r"unknown .*rotary"):
         TextConfig.from_dict({**TINY_BERT.to_dict(), "rotary": True})
 
 

@@ -87,7 +87,7 @@ def test_a_sentence_transformers_directory(bert: Path, tmp_path: Path) -> None:
 def test_a_plain_bert_directory_needs_its_pooling(bert: Path, tmp_path: Path) -> None:
     """16.2: nothing says how a plain BERT is pooled: an error that says what to give, and a file once it is given."""
     (bert / "modules.json").unlink()
-    with pytest.raises(CheckpointError, match="nothing says how tokens are pooled.*overrides"):
+    with pytest.raises(CheckpointError, match=r"nothing says how tokens are pooled.*overrides"):
         convert_checkpoint(bert, tmp_path / "out")
     convert_checkpoint(bert, tmp_path / "out", overrides={"pooling": "cls"})
     assert WeightLoader(tmp_path / "out").config == replace(TINY_BERT, pooling="cls").to_dict()

@@ -59,7 +59,7 @@ def test_the_library_says_which_text_it_cannot_read(words_file: Path) -> None:
 
 def test_only_the_recorded_tokenizer_is_taken(words_file: Path) -> None:
     """15.8: IF the tokenizer beside the weights is not the recorded one, THEN a ConfigError says so."""
-    with pytest.raises(ConfigError, match="sha256 is .*, expected 00"):
+    with pytest.raises(ConfigError, match=r"sha256 is .*, expected 00"):
         load_tokenizer(words_file, 8, VOCABULARY, "00")
     with pytest.raises(FileNotFoundError, match=r"elsewhere\.json: no such file"):
         load_tokenizer(words_file.with_name("elsewhere.json"), 8, VOCABULARY)

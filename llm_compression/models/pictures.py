@@ -25,7 +25,17 @@ COLOURS: Final = {
     "purple": (136, 54, 184),
     "pink": (246, 132, 192),
 }
+# Shown and named in training only: without them a colour is learnt as one that does not have a certain shape.
+MORE_COLOURS: Final = {
+    "brown": (122, 76, 44),
+    "teal": (18, 118, 122),
+    "lime": (172, 236, 72),
+    "navy": (24, 34, 108),
+    "magenta": (232, 40, 222),
+    "olive": (132, 132, 40),
+}
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+MORE_SHAPES: Final = ("bar", "arrow", "hourglass", "moon")
 SIZES: Final = {"small": (10.0, 12.0), "large": (14.0, 18.0)}
 TEXTURES: Final = ("plain", "striped", "dotted")
 POSITIONS: Final = {
@@ -36,17 +46,23 @@ POSITIONS: Final = {
     "in the middle": (0, 0),
 }
 # Everything that can be true of a picture, in the order of a Picture's fields.
-VALUES: Final = (tuple(COLOURS), SHAPES, tuple(SIZES), TEXTURES, tuple(POSITIONS))
+VALUES: Final = ((*COLOURS, *MORE_COLOURS), (*SHAPES, *MORE_SHAPES), tuple(SIZES), TEXTURES, tuple(POSITIONS))
 # An eighth of the pairs, each colour and each shape once, that no training picture shows.
 UNSEEN: Final = frozenset((colour, SHAPES[(index * 3 + 2) % len(SHAPES)]) for index, colour in enumerate(COLOURS))
 SEEN: Final = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN)
+# Half of the training's pictures are of the seen pairs, half have another colour or shape.
+TRAINING: Final = (
+    *SEEN,
+    *SEEN,
+    *((colour, shape) for colour in VALUES[0] for shape in VALUES[1] if colour in MORE_COLOURS or shape in MORE_SHAPES),
+)
 LABELS: Final = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 _ARTICLES: Final = ("a", "a", "an", "the", "")
 _TEMPLATES: Final = ("{}", "{}", "a photo of {}", "a photo of {}", "a picture of {}", "a drawing of {}", "this is {}")
 _SCALE: Final = 3  # drawn this much larger and shrunk, for smooth edges
 # What captions say: most only a colour or only a shape, so that neither is learnt as a part of the other.
-_BOTH: Final = 0.2
+_BOTH: Final = 0.3
 _SIZE_TEXTURE_POSITION: Final = (0.15, 0.15, 0.15)
 
 
@@ -55,8 +71,8 @@ class Picture:
     """A picture by what is true of it; ``seed`` decides everything else: place, tilt, background, noise.
 
     Attributes:
-        colour: One of `COLOURS`.
-        shape: One of `SHAPES`.
+        colour: One of `COLOURS` or `MORE_COLOURS`.
+        shape: One of `SHAPES` or `MORE_SHAPES`.
         size: One of `SIZES`.
         texture: One of `TEXTURES`.
         position: One of `POSITIONS`.
@@ -93,7 +109,7 @@ class Picture:
         mask = _mask(self.shape, (IMAGE_SIZE / 2 + x, IMAGE_SIZE / 2 + y), radius, rng.uniform(-0.2, 0.2))
         grey, tint = rng.choice((rng.uniform(10, 70), rng.uniform(150, 245))), 12
         background = np.array([grey + rng.uniform(-tint, tint) for _ in range(3)])
-        paint = np.array([value + rng.uniform(-18, 18) for value in COLOURS[self.colour]])
+        paint = np.array([value + rng.uniform(-18, 18) for value in (COLOURS | MORE_COLOURS)[self.colour]])
         fill = _texture(self.texture, paint, background, rng)
         opacity = np.asarray(mask, np.float64)[..., None] / 255
         noise = np.random.default_rng(self.seed).normal(0, rng.uniform(0, 10), (IMAGE_SIZE, IMAGE_SIZE, 3))
@@ -148,6 +164,9 @@ def _mask(shape: str, centre: tuple[float, float], radius: float, tilt: float) -
         if shape == "ring":
             inner = 0.55 * r
             draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=0)
+    elif shape == "moon":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        draw.ellipse((x - 0.4 * r, y - 1.1 * r, x + 1.6 * r, y + 0.9 * r), fill=0)
     else:
         sine, cosine = math.sin(tilt), math.cos(tilt)
         corners = [(x + r * (cosine * u - sine * v), y + r * (sine * u + cosine * v)) for u, v in _outline(shape)]
@@ -159,6 +178,12 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     """The corners of a shape around the origin, within a unit circle; y points down."""
     if shape == "square":
         return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
+    if shape == "bar":
+        return [(-1, -0.28), (1, -0.28), (1, 0.28), (-1, 0.28)]
+    if shape == "arrow":
+        return [(-1, -0.25), (0.1, -0.25), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.25), (-1, 0.25)]
+    if shape == "hourglass":
+        return [(-0.8, -0.95), (0.8, -0.95), (0.1, 0), (0.8, 0.95), (-0.8, 0.95), (-0.1, 0)]
     if shape == "diamond":
         return [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)]
     if shape == "triangle":

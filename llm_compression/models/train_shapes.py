@@ -31,6 +31,7 @@ from llm_compression.models.pictures import (
     IMAGE_SIZE,
     LABELS,
     SEEN,
+    TRAINING,
     UNSEEN,
     Picture,
     caption,
@@ -155,7 +156,7 @@ def _train(out: Path, seed: int, steps: int, batch_size: int, num_pictures: int)
     out.mkdir(parents=True, exist_ok=True)
     write_word_tokenizer(out / TOKENIZER_FILE, WORDS, "<start>", "<end>")
     tokenize = load_tokenizer(out / TOKENIZER_FILE, CONFIG.text.max_length, CONFIG.text.vocab_size)
-    pictures = list(draw_pictures(num_pictures, seed))
+    pictures = list(draw_pictures(num_pictures, seed, TRAINING))
     pool = torch.from_numpy(np.stack([np.asarray(picture.draw()) for picture in pictures])).permute(0, 3, 1, 2)
     vision, text = Tower(CONFIG.vision), Tower(CONFIG.text)
     logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

@@ -24,12 +24,12 @@ from llm_compression.models.demo import Answer, answers, contact_sheet, run_demo
 from llm_compression.models.pictures import (
     COLOURS,
     LABELS,
-    POSITIONS,
     SEEN,
     SHAPES,
     SIZES,
-    TEXTURES,
+    TRAINING,
     UNSEEN,
+    VALUES,
     Picture,
     caption,
     draw_pictures,
@@ -124,9 +124,9 @@ def test_what_is_held_out_is_never_drawn_for_training() -> None:
     assert not set(SEEN) & UNSEEN
     assert {colour for colour, _ in UNSEEN} == set(COLOURS)
     assert {shape for _, shape in UNSEEN} == set(SHAPES)
-    drawn = Counter((picture.colour, picture.shape) for picture in draw_pictures(560, 0))
-    assert set(drawn) == set(SEEN)
-    assert set(drawn.values()) == {10}
+    drawn = Counter((picture.colour, picture.shape) for picture in draw_pictures(10 * len(TRAINING), 0, TRAINING))
+    assert set(drawn) & UNSEEN == set()
+    assert {drawn[pair] for pair in SEEN} == {20}
 
 
 @pytest.mark.parametrize("field", ["colour", "shape", "size", "texture", "position", "seed"])
@@ -166,8 +166,8 @@ def test_a_shape_is_where_its_caption_says(position: str, axis: int, side: int, 
 def test_captions_are_true_and_in_the_vocabulary() -> None:
     """19.1: a caption says only what is true, at least the colour or the shape, in words that the tokenizer knows."""
     rng, words, said_at_all = random.Random(0), set(vocabulary()), Counter[int]()
-    known_values = tuple(map(tuple, (COLOURS, SHAPES, SIZES, TEXTURES, POSITIONS)))
-    for picture in draw_pictures(400, 3):
+    known_values = tuple(map(tuple, VALUES))
+    for picture in draw_pictures(2 * len(TRAINING), 3, TRAINING):
         text, said = caption(picture, rng)
         assert set(text.split()) <= words, text
         values = (picture.colour, picture.shape, picture.size, picture.texture, picture.position)

@@ -98,6 +98,13 @@ def measure(session: nox.Session, measured: tuple[str, ...], judged: tuple[str, 
     run_python(session, "-m", "llm_compression.harness.report", str(RESULTS), *judged)
 
 
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Measure beside transformers, ONNX Runtime and OpenVINO in one interleaved run; writes reports/peers.md."""
+    install(session, "-e", ".[peers]")
+    session.run("python", "-m", "benchmarks.peers.run", *session.posargs)
+
+
 @nox.session
 def spec(session: nox.Session) -> None:
     """Read .kiro/specs and fail on a malformed criterion, a broken citation or a limit outside the gates' table."""

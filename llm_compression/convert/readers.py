@@ -17,7 +17,7 @@ from typing import Any, Final
 from llm_compression.convert import hub, preprocessing
 from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
-from llm_compression.convert.vision_configs import from_huggingface, from_open_clip, from_shapes
+from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
 from llm_compression.errors import CheckpointError, ConfigError
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig

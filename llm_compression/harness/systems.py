@@ -92,7 +92,55 @@ def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     return Loaded(encode_pixels, encode_files)
 
 
+def _load_onnxruntime(model_path: str, dtype: str, device: str) -> Loaded:
+    import onnxruntime
+
+    from llm_compression.inference.threads import available_cpus
+
+    _only_on_cpu("onnxruntime", dtype, device, ("float32",))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    session = onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+
+    def encode_pixels(pixels: Array) -> Array:
+        embeddings: Array = session.run(None, {"pixels": pixels})[0]
+        return embeddings
+
+    return Loaded(encode_pixels, _no_files)
+
+
+def _load_openvino(model_path: str, dtype: str, device: str) -> Loaded:
+    import openvino
+
+    from llm_compression.inference.threads import available_cpus
+
+    _only_on_cpu("openvino", dtype, device, ("float32", "bfloat16"))
+    properties = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": available_cpus(),
+    }
+    compiled = openvino.Core().compile_model(model_path, "CPU", properties)
+
+    def encode_pixels(pixels: Array) -> Array:
+        embeddings: Array = compiled(pixels)[0]
+        return embeddings
+
+    return Loaded(encode_pixels, _no_files)
+
+
+def _only_on_cpu(system: str, dtype: str, device: str, dtypes: tuple[str, ...]) -> None:
+    if device != "cpu" or dtype not in dtypes:
+        raise ValueError(f"{system}: {dtype} on {device}, expected {' or '.join(dtypes)} on cpu")
+
+
+def _no_files(files: Sequence[str]) -> Array:
+    raise NotImplementedError(f"{len(files)} files: this system has no preprocessing of its own")
+
+
 SYSTEMS: Final[Mapping[str, System]] = {
     "arrow": System(("numpy", "torch", "pyarrow", "llm_compression.multimodal.vision_encoder"), _load_arrow),
+    "onnxruntime": System(("numpy", "onnxruntime"), _load_onnxruntime),
+    "openvino": System(("numpy", "openvino"), _load_openvino),
     "transformers": System(("numpy", "torch", "transformers.models.clip.modeling_clip"), _load_transformers),
 }

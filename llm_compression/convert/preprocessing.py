@@ -112,14 +112,13 @@ def _from_huggingface_values(values: Mapping[str, Any], where: Path, image_size:
     }
     if unknown := {key: value for key, value in values.items() if key not in known and value is not None}:
         raise CheckpointError(f"{where}: unknown settings {unknown}; take out those that do not change a pixel")
-    # the class's own defaults: what transformers reads where a file leaves the key out
-    crop = square(where, "crop_size", values.get("crop_size") or 224)
+    crop = square(where, "crop_size", _or_default(values.get("crop_size"), 224))
     if crop != image_size:
         raise CheckpointError(f"{where}: crop_size: {crop}, expected the image size of the model, {image_size}")
     return _processor(
         where,
         image_size=image_size,
-        resize_size=_short_edge(where, values.get("size") or 224),
+        resize_size=_short_edge(where, _or_default(values.get("size"), 224)),
         mean=_channels(where, "image_mean", values.get("image_mean"), CLIP_MEAN),
         std=_channels(where, "image_std", values.get("image_std"), CLIP_STD),
     )
@@ -133,6 +132,11 @@ def _short_edge(where: Path, size: Any) -> int:
     return size
 
 
+def _or_default(value: Any, default: Any) -> Any:
+    """What CLIPImageProcessor takes for a key that its file leaves out."""
+    return default if value is None else value
+
+
 def _require(where: Path, values: Mapping[str, Any], key: str, supported: tuple[Any, ...]) -> None:
     value = values.get(key)
     if value is not None and value not in supported:
@@ -141,8 +145,7 @@ def _require(where: Path, values: Mapping[str, Any], key: str, supported: tuple[
 
 
 def _channels(where: Path, key: str, value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
-    if value is None:
-        return default
+    value = _or_default(value, default)
     if not isinstance(value, list | tuple) or not all(isinstance(one, Real) for one in value):
         raise CheckpointError(f"{where}: {key}: {value!r}, expected three numbers")
     return tuple(float(one) for one in value)

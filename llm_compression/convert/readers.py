@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.convert import hub, preprocessing
+from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
 from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
 from llm_compression.convert.text_configs import (
@@ -22,7 +23,6 @@ from llm_compression.convert.text_configs import (
     clip_text_from_huggingface,
     transformer_directory,
 )
-from llm_compression.convert.vision_configs import from_huggingface, from_open_clip, from_shapes
 from llm_compression.errors import CheckpointError, ConfigError
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.tokenizer import TOKENIZER_FILE

@@ -168,12 +168,16 @@ def _write_shards(directory: Path, tensors: Tensors, shards: int = 3) -> None:
 
 
 def _write_open_clip(directory: Path, config: VisionConfig, tensors: Tensors, seed: int) -> None:
+    width, mlp = config.hidden_size, config.intermediate_size
+    ratio = mlp / width
+    if int(width * ratio) != mlp:  # open_clip truncates
+        ratio = (mlp + 0.5) / width
     vision: dict[str, Any] = {
         "image_size": config.image_size,
         "layers": config.num_layers,
-        "width": config.hidden_size,
-        "head_width": config.hidden_size // config.num_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "width": width,
+        "head_width": width // config.num_heads,
+        "mlp_ratio": ratio,
         "patch_size": config.patch_size,
     }
     text = {

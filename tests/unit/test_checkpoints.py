@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def load_archive(path: Path) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         # the layout under test is TorchScript
         warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
-        loaded = torch.jit.load(path)  # type: ignore[no-untyped-call]  # PyTorch has no types here
+        loaded = torch.jit.load(path)
     state: dict[str, torch.Tensor] = loaded.state_dict()
     return state
 
@@ -143,14 +144,19 @@ def test_a_checkpoint_has_the_dtype_asked_for(tmp_path: Path, dtype: str) -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_writing_twice_gives_the_same_tensors(tmp_path: Path, layout: Layout) -> None:
     """A checkpoint is a function of its arguments."""
-    files = [
-        next(file for file in (tmp_path / run).rglob("*") if file.suffix in (".safetensors", ".bin", ".pt"))
-        for run in ("a", "b")
-        if make_checkpoint(tmp_path / run, "tiny", layout=layout)
-    ]
-    read = {".safetensors": load_file, ".bin": torch.load, ".pt": load_archive}[files[0].suffix]
-    first, second = (read(file) for file in files)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    read: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
+        ".safetensors": load_file,
+        ".bin": torch.load,
+        ".pt": load_archive,
+    }
+    runs = []
+    for run in ("a", "b"):
+        make_checkpoint(tmp_path / run, "tiny", layout=layout)
+        files = sorted(file for file in (tmp_path / run).iterdir() if file.suffix in read)
+        runs.append([read[file.suffix](file) for file in files])
+    for first, second in zip(*runs, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,7 @@ def test_writing_twice_gives_the_same_tensors(tmp_path: Path, layout: Layout) ->
     ],
 )
 def test_a_wrong_argument_is_named(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
-    """An unknown variant, layout or dtype, and sizes that a layout cannot hold, are errors before anything is written."""
+    """An unknown variant, layout or dtype, and sizes that a layout cannot hold, are errors; nothing is written."""
     with pytest.raises(ConfigError, match=message):
         make_checkpoint(tmp_path / "out", **{"variant": "tiny", **arguments})  # type: ignore[arg-type]  # on purpose
     assert not (tmp_path / "out").exists()

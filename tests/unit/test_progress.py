@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import pty
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import pytest
 
 from llm_compression.progress import progress
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+@contextmanager
+def terminal_as_stderr() -> Iterator[int]:
     """stderr on a pseudo-terminal; yields the end that reads what was written."""
     reading, writing = pty.openpty()
-    with os.fdopen(writing, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    # a new one has no columns, and nothing fits into them
+    termios.tcsetwinsize(writing, (24, 80))
+    os.set_blocking(reading, False)
+    with os.fdopen(writing, "w") as stream, redirect_stderr(stream):
         yield reading
     os.close(reading)
 
@@ -38,18 +42,19 @@ def test_enabled_shows_a_bar_on_stderr(capsys: pytest.CaptureFixture[str]) -> No
     assert written.out == ""
 
 
-def test_a_terminal_gets_a_bar(terminal: int) -> None:
+def test_a_terminal_gets_a_bar() -> None:
     """Where stderr is a terminal the bar is shown unasked."""
-    assert list(progress([1, 2], total=2, label="converting", enabled=None)) == [1, 2]
-    sys.stderr.flush()
-    assert b"converting" in os.read(terminal, 4096)
+    with terminal_as_stderr() as terminal:
+        assert list(progress([1, 2], total=2, label="converting", enabled=None)) == [1, 2]
+        sys.stderr.flush()
+        assert b"converting" in os.read(terminal, 4096)
 
 
-@pytest.mark.usefixtures("terminal")
 def test_disabled_shows_none_even_on_a_terminal() -> None:
     """``enabled=False`` gives the iterable itself, on a terminal too."""
     items = [1, 2]
-    assert progress(items, total=2, label="converting", enabled=False) is items
+    with terminal_as_stderr():
+        assert progress(items, total=2, label="converting", enabled=False) is items
 
 
 def test_without_tqdm_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,26 @@
+"""Gates of the metric ``latency_p90``: one image's pixels to its embedding, in bfloat16."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from llm_compression.harness.measure import CALLS, percentile, summarise
+
+if TYPE_CHECKING:
+    from .conftest import GateRun
+
+PROCESSES: Final = 3
+
+
+@pytest.mark.metric("latency_p90")
+def test_latency(run: GateRun) -> None:
+    """THE VisionEncoder SHALL return an embedding with a 90th percentile of latency within the limits (8.2, 8.5).
+
+    The percentile is over the calls of all processes, no two of a process on the same image.
+    """
+    samples = run.calls([run.job()] * PROCESSES, run.bounds())
+    latency = [value for sample in samples for value in sample.latency_ms]
+    assert len(latency) >= PROCESSES * CALLS
+    run.record(percentile(latency, 90), [sample.latency_p90 for sample in samples], summary=summarise(samples))

@@ -1,0 +1,306 @@
+"""The gates' verdict for people and programs: a table on the terminal, ``gates.md`` and ``gates.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from llm_compression.errors import LlmCompressionError
+from llm_compression.harness.gates import CUDA_SESSION, Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.machine import MachineInfo, machine
+from llm_compression.harness.measure import encode_files
+from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.photos import PHOTOS, Neighbour, neighbours, photo_paths
+from llm_compression.harness.spec import read_specs
+
+COLUMNS: Final = ("gate", "metric", "model", "limit", "measured", "unit", "spread", "result")
+# figure of a summary -> heading
+_ALSO: Final = {
+    "latency_p50_ms": "latency, median, ms",
+    "first_call_ms": "first call, ms",
+    "throughput_img_s": "batches of 16, img/s",
+    "start_to_first_ms": "process start to first embedding, ms",
+    "import_ms": "of which imports, ms",
+    "import_torch_ms": "of which torch, ms",
+    "import_mb": "memory after imports, MB",
+    "first_peak_mb": "peak to first embedding, MB",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the files show.
+
+    Attributes:
+        judgement: The verdicts.
+        machine: Where they were measured.
+        commit: The revision, with ``+`` where files differ from it; empty outside git.
+        measured_at: Date and time, UTC.
+        photos: The photos and their neighbours; empty where none were encoded.
+    """
+
+    judgement: Judgement
+    machine: MachineInfo
+    commit: str
+    measured_at: str
+    photos: tuple[Neighbour, ...] = ()
+
+
+def headline(judgement: Judgement) -> str:
+    """The verdict in a sentence or two."""
+    counts = {status: [each for each in judgement.verdicts if each.status is status] for status in Status}
+    excused = [verdict for verdict in judgement.verdicts if verdict.excused]
+    parts = [f"{len(counts[Status.PASS])} of {len(judgement.verdicts)} gates within their limits"]
+    parts += [f"{len(counts[status])} {status}" for status in (Status.MISS, Status.ERROR) if counts[status]]
+    if unexcused := len(counts[Status.NOT_RUN]) - len(excused):
+        parts.append(f"{unexcused} {Status.NOT_RUN}")
+    if excused:
+        parts.append(f"{len(excused)} {Status.NOT_RUN} for want of a CUDA device")
+    return f"{'PASS' if judgement.passed else 'FAIL'}: {', '.join(parts)}."
+
+
+def rows(judgement: Judgement) -> list[tuple[str, ...]]:
+    """The table: a row for each gate, in the order of the spec."""
+    return [
+        (
+            verdict.gate.id,
+            verdict.gate.metric,
+            verdict.gate.model,
+            f"{verdict.gate.comparison} {verdict.gate.limit:g}",
+            "" if verdict.value is None else _number(verdict.value, verdict.gate.unit),
+            "" if verdict.gate.unit == "1" else verdict.gate.unit,
+            _spread(verdict),
+            verdict.status,
+        )
+        for verdict in judgement.verdicts
+    ]
+
+
+def remarks(judgement: Judgement) -> list[str]:
+    """Why gates let the session fail, the same reason once; then whatever else is wrong."""
+    by_reason: dict[str, list[str]] = {}
+    for verdict in judgement.verdicts:
+        if verdict.reason and not verdict.holds_up:
+            by_reason.setdefault(verdict.reason, []).append(f"{verdict.gate.id} {verdict.status}")
+    return [f"{', '.join(who)}: {reason}" for reason, who in by_reason.items()] + list(judgement.problems)
+
+
+def to_text(report: Report) -> str:
+    """What is printed."""
+    lines = [*_columns([COLUMNS, *rows(report.judgement)]), ""]
+    lines += [*remarks(report.judgement), headline(report.judgement)]
+    return "\n".join(lines)
+
+
+def photos_to_text(photos: Sequence[Neighbour]) -> str:
+    """The photos and their neighbours, to be printed."""
+    table = [("photo", "nearest", "cosine"), *((each.name, each.nearest, f"{each.cosine:.3f}") for each in photos)]
+    return "\n".join(_columns(table))
+
+
+def to_markdown(report: Report) -> str:
+    """The content of ``gates.md``: verdict first, the machine folded away last."""
+    judgement, info = report.judgement, report.machine
+    parts = ["# Gates", f"**{headline(judgement)}**"]
+    if notes := remarks(judgement):
+        parts.append("\n".join(f"- {note}" for note in notes))
+    marked = [(*row[:-1], row[-1] if row[-1] == Status.PASS else f"**{row[-1]}**") for row in rows(judgement)]
+    parts.append(_markdown_table(COLUMNS, marked, right=(3, 4)))
+    parts.append(
+        "Load is the median and memory the highest over fresh processes; latency is the 90th percentile over all their "
+        "calls; precision is the worst over all images, against transformers in float32. Limits come from the table "
+        "*Gates* of the spec."
+    )
+    if also := _also(judgement.verdicts):
+        parts += ["## Also measured", also]
+    if report.photos:
+        parts += ["## Photos", *_lowest_files(judgement.verdicts)]
+        parts.append("The weights are seeded and not trained, so nearness is of colour and texture only.")
+        cells = [(each.name, each.nearest, f"{each.cosine:.3f}") for each in report.photos]
+        parts.append(_markdown_table(("photo", "nearest", "cosine"), cells, right=(2,)))
+    facts = {
+        "processor": info.processor,
+        "processors allowed": info.cores,
+        "instruction sets": " ".join(info.flags) or "not listed",
+        "memory": f"{info.memory_mb:,} MB",
+        "load average": "not listed" if info.load_average is None else info.load_average,
+        "CUDA devices": ", ".join(info.gpus) or "none",
+        "system": info.system,
+        "Python": info.python,
+        **info.versions,
+        "commit": report.commit or "not in git",
+        "measured": report.measured_at,
+    }
+    table = _markdown_table(("", ""), [(name, str(value)) for name, value in facts.items()])
+    parts.append(f"<details>\n<summary>Machine and versions</summary>\n\n{table}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The content of ``gates.json``."""
+    gates = [
+        {
+            **asdict(verdict.gate),
+            "status": verdict.status,
+            "value": verdict.value,
+            "reason": verdict.reason,
+            "excused": verdict.excused,
+            "samples": verdict.samples,
+            "detail": verdict.detail,
+        }
+        for verdict in report.judgement.verdicts
+    ]
+    content = {
+        "verdict": "PASS" if report.judgement.passed else "FAIL",
+        "summary": headline(report.judgement),
+        "gates": gates,
+        "problems": list(report.judgement.problems),
+        "photos": [asdict(each) for each in report.photos],
+        "machine": asdict(report.machine),
+        "commit": report.commit,
+        "measured_at": report.measured_at,
+    }
+    return {key: _plain(value) for key, value in content.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "1":
+        return f"{value:.7f}" if abs(value) > 0.1 else f"{value:.2e}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _spread(verdict: Verdict) -> str:
+    if len(verdict.samples) < 2:
+        return ""
+    low, high = min(verdict.samples), max(verdict.samples)
+    return f"{_number(low, verdict.gate.unit)} to {_number(high, verdict.gate.unit)}, n={len(verdict.samples)}"
+
+
+def _also(verdicts: Iterable[Verdict]) -> str:
+    """One column for each gate that left a summary."""
+    columns = {verdict.gate: verdict.detail["summary"] for verdict in verdicts if "summary" in verdict.detail}
+    if not columns:
+        return ""
+    heads = [f"{gate.model} {gate.session}" for gate in columns]
+    table = [
+        (title, *(f"{summary[key]:.1f}" if key in summary else "" for summary in columns.values()))
+        for key, title in _ALSO.items()
+    ]
+    return _markdown_table(("median over processes, bfloat16", *heads), table, right=range(1, len(heads) + 1))
+
+
+def _lowest_files(verdicts: Iterable[Verdict]) -> list[str]:
+    """For each gate that compared files, the file that is furthest from the reference."""
+    lines = []
+    for verdict in verdicts:
+        if files := verdict.detail.get("files"):
+            name = min(files, key=files.__getitem__)
+            lines.append(f"{verdict.gate.id}: {len(files)} files, lowest cosine {files[name]:.7f} ({name}).")
+    return lines
+
+
+def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+
+
+def _markdown_table(head: Sequence[str], table: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    aligned = set(right)
+    rule = ["---:" if index in aligned else "---" for index in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *table))
+
+
+def commit_of(root: Path) -> str:
+    """The revision of a checkout, with ``+`` where files differ from it; empty outside git or without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return ""
+
+
+def encode_photos(variant: str, cache: Path) -> tuple[Neighbour, ...]:
+    """Encode the photos with a seeded model in bfloat16, in a fresh process.
+
+    Raises:
+        LlmCompressionError: A photo is missing or cannot be encoded.
+    """
+    model = prepare_model(variant, cache)
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "photos.npy")
+        encode_files("arrow", model.weights["bfloat16"], photo_paths(), out, dtype="auto")
+        return neighbours(PHOTOS, np.load(out))
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write ``gates.md`` and ``gates.json``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gates.md").write_text(to_markdown(report), encoding="utf-8")
+    content = json.dumps(to_json(report), indent=2, allow_nan=False)
+    (out / "gates.json").write_text(content + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge results, print the table and write the reports; 0 when every gate passed or is excused, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_compression.harness.report",
+        description="Judge what the gates' tests left against the table Gates of the specs. Exits 1 when a gate is "
+        "missed, failed or was not run, unless it needs a CUDA device and there is none.",
+        epilog="example: python -m llm_compression.harness.report .cache/gate-results.json --photos b16",
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="what pytest --gate-results wrote")
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: .)")
+    parser.add_argument("--out", type=Path, help="directory of the reports (default: ROOT/reports)")
+    parser.add_argument("--session", help="only gates of this session, for which a missing device is no excuse")
+    parser.add_argument("--photos", metavar="VARIANT", help="encode the photos too, with this seeded model")
+    options = parser.parse_args(arguments)
+    info = machine()
+    try:
+        results, status = read_results(options.results)
+        gates = list(chain.from_iterable(spec.gates for spec in read_specs(options.root)))
+        if options.session:
+            gates = [gate for gate in gates if gate.session == options.session]
+        photos = encode_photos(options.photos, options.root / CACHE_DIRECTORY) if options.photos else ()
+    except LlmCompressionError as error:
+        print(f"gates: {error}", file=sys.stderr)
+        return 1
+    excuse_cuda = not info.gpus and options.session != CUDA_SESSION
+    judgement = judge(gates, results, status, excuse_cuda=excuse_cuda)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    report = Report(judgement, info, commit_of(options.root), now, photos)
+    if photos:
+        print(f"photos, encoded with {options.photos}:\n{photos_to_text(photos)}\n")
+    out = options.out or options.root / "reports"
+    write_report(report, out)
+    print(f"{to_text(report)}\nwrote {out / 'gates.md'} and {out / 'gates.json'}")
+    return 0 if judgement.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

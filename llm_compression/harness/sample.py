@@ -1,0 +1,209 @@
+"""The program of a fresh process: takes one sample, or computes reference embeddings; `measure` starts it.
+
+It imports nothing heavy until the clock of the import runs. Its own share of a sample is psutil, a thread that reads
+the resident memory and the pixels of one call at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psutil
+
+from llm_compression.harness.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from llm_compression.harness.accuracy import Array
+
+Result = TypeVar("Result")
+
+# Two images of the reference must be further apart than this, or one could pass for the other.
+_MAX_COSINE_BETWEEN: Final = 0.99
+_INTERVAL_S: Final = 0.01
+
+
+class PeakMemory:
+    """Peak resident memory of this process since its start, in MB: the larger of what two sources saw.
+
+    One is a thread that reads psutil's resident memory while this is entered; the other is the kernel's own high-water
+    mark. On Linux that is VmHWM and not ``getrusage``, whose figure begins with the memory of the parent process.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._highest = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def now_mb(self) -> float:
+        """Resident memory now."""
+        return self._read() / 1e6
+
+    @property
+    def peak_mb(self) -> float:
+        """Peak until now."""
+        self._read()
+        return max(self._highest, _kernel_peak_bytes()) / 1e6
+
+    def _read(self) -> int:
+        now = int(self._process.memory_info().rss)
+        self._highest = max(self._highest, now)
+        return now
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            self._read()
+
+
+def _kernel_peak_bytes() -> int:
+    """The kernel's high-water mark of resident memory; 0 where it keeps none."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil has the mark
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    # macOS counts bytes, other systems KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def take_sample(request: dict[str, Any]) -> dict[str, Any]:
+    """Import, load, call: everything in a `Sample` but its job."""
+    started = request.pop("started")
+    job = argparse.Namespace(**request)
+    system = SYSTEMS[job.system]
+    with PeakMemory() as memory:
+        import_ms = {module: _timed(partial(importlib.import_module, module))[0] for module in system.imports}
+        import_mb = memory.now_mb
+        load_ms, model = _timed(lambda: system.load(job.model, job.dtype, job.device))
+        loaded_mb = memory.now_mb
+
+        # imported here, as they need numpy, whose import was timed
+        import numpy as np
+
+        from llm_compression.harness.accuracy import compare, merge, seeded_pixels
+
+        reference = np.load(job.reference)
+        parts = []
+        next_image = 0
+
+        def call(images: int) -> float:
+            """Encode the next images and compare them; milliseconds of the call alone."""
+            nonlocal next_image
+            numbers = [(next_image + i) % len(reference) for i in range(images)]
+            next_image += images
+            pixels = np.stack([seeded_pixels(job.seed, number, job.image_size) for number in numbers])
+            milliseconds, embeddings = _timed(lambda: model.encode_pixels(pixels))
+            parts.append(compare(embeddings, reference[numbers]))
+            return milliseconds
+
+        first_call_ms = call(1)
+        start_to_first_ms = (time.monotonic() - started) * 1000
+        first_peak_mb = memory.peak_mb
+        latency_ms = [call(1) for _ in range(job.calls)]
+        if job.batches:
+            call(job.batch_size)
+        batch_ms = [call(job.batch_size) for _ in range(job.batches)]
+        peak_mb = memory.peak_mb
+    return {
+        "import_ms": import_ms,
+        "import_mb": import_mb,
+        "load_ms": load_ms,
+        "loaded_mb": loaded_mb,
+        "first_call_ms": first_call_ms,
+        "start_to_first_ms": start_to_first_ms,
+        "first_peak_mb": first_peak_mb,
+        "latency_ms": latency_ms,
+        "batch_ms": batch_ms,
+        "peak_mb": peak_mb,
+        "accuracy": vars(merge(parts)),
+    }
+
+
+def write_reference(request: dict[str, Any]) -> dict[str, Any]:
+    """Embed the seeded images with transformers in float32 and save the rows."""
+    import numpy as np
+
+    from llm_compression.harness.accuracy import seeded_pixels
+
+    model = SYSTEMS["transformers"].load(request["checkpoint"], "float32", "cpu")
+    rows: list[Array] = []
+    for start in range(0, request["rows"], 16):
+        numbers = range(start, min(start + 16, request["rows"]))
+        pixels = np.stack([seeded_pixels(request["seed"], number, request["image_size"]) for number in numbers])
+        rows.append(model.encode_pixels(pixels))
+    embeddings = np.concatenate(rows)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    between = unit @ unit.T - 2 * np.eye(len(unit))
+    if not between.max() < _MAX_COSINE_BETWEEN:
+        one, other = np.unravel_index(between.argmax(), between.shape)
+        raise SystemExit(
+            f"images {one} and {other} have a cosine of {between.max():.4f}, expected less than {_MAX_COSINE_BETWEEN}: "
+            "a wrong answer could pass for a right one"
+        )
+    np.save(request["out"], embeddings)
+    return {"rows": len(embeddings)}
+
+
+def write_files(request: dict[str, Any]) -> dict[str, Any]:
+    """Embed image files with one system and save the rows."""
+    import numpy as np
+
+    model = SYSTEMS[request["system"]].load(request["model"], request["dtype"], request["device"])
+    milliseconds, embeddings = _timed(lambda: model.encode_files(request["files"]))
+    np.save(request["out"], embeddings)
+    return {"encode_ms": milliseconds}
+
+
+_KINDS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "sample": take_sample,
+    "reference": write_reference,
+    "files": write_files,
+}
+
+
+def _timed(function: Callable[[], Result]) -> tuple[float, Result]:
+    start = time.perf_counter()
+    result = function()
+    return (time.perf_counter() - start) * 1000, result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what is asked and print the answer as one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_compression.harness.sample",
+        description="Take one sample of a measurement in this process. Started by llm_compression.harness.measure.",
+        epilog='example: python -m llm_compression.harness.sample sample \'{"model": "models/clip", ...}\'',
+    )
+    parser.add_argument("kind", choices=tuple(_KINDS), help="what to do")
+    parser.add_argument("request", type=json.loads, help="its arguments, a JSON object")
+    options = parser.parse_args(arguments)
+    print(json.dumps(_KINDS[options.kind](options.request)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

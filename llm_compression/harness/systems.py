@@ -1,0 +1,146 @@
+"""The image encoders that can be measured, each behind the same few functions.
+
+A system is an entry of `SYSTEMS`: what it imports, and how it loads a model. Nothing is imported before it is asked
+for, since the cost of an import is measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from llm_compression.harness.accuracy import Array
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to encode; embeddings are float32 (n, dimension) on the CPU and not normalised.
+
+    Attributes:
+        encode_pixels: Embeds preprocessed images, float32 (n, 3, S, S).
+        encode_files: Embeds image files by their paths, with the system's own preprocessing.
+    """
+
+    encode_pixels: Callable[[Array], Array]
+    encode_files: Callable[[Sequence[str]], Array]
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to run a CLIP image tower.
+
+    Attributes:
+        imports: Modules, in the order in which they are imported and timed.
+        load: ``load(model_path, dtype, device)``, which returns once the model is where it runs.
+    """
+
+    imports: tuple[str, ...]
+    load: Callable[[str, str, str], Loaded]
+
+
+def _load_arrow(model_path: str, dtype: str, device: str) -> Loaded:
+    import torch
+
+    from llm_compression.multimodal.vision_encoder import VisionEncoder
+
+    encoder = VisionEncoder(model_path, device, dtype)
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize(encoder.device)
+
+    def encode_pixels(pixels: Array) -> Array:
+        return encoder.encode_pixels(torch.from_numpy(pixels), normalize=False).numpy()
+
+    def encode_files(files: Sequence[str]) -> Array:
+        return encoder.encode(list(files), normalize=False).numpy()
+
+    return Loaded(encode_pixels, encode_files)
+
+
+def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
+    import torch
+    from PIL import Image, ImageOps
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+    loaded: Any = CLIPVisionModelWithProjection.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    model = loaded.to(device).eval()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def encode(pixels: torch.Tensor) -> Array:
+        embeddings: torch.Tensor = model(pixel_values=pixels.to(model.device, model.dtype)).image_embeds
+        return embeddings.float().cpu().numpy()
+
+    def encode_pixels(pixels: Array) -> Array:
+        return encode(torch.from_numpy(pixels))
+
+    def encode_files(files: Sequence[str]) -> Array:
+        import numpy as np
+
+        processor: Any = CLIPImageProcessorPil.from_pretrained(model_path)
+        rows = []
+        for file in files:
+            # as a viewer shows it; transformers' own load_image would drop transparency here
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image)
+            rows.append(encode(processor(upright, return_tensors="pt")["pixel_values"]))
+        return np.concatenate(rows)
+
+    return Loaded(encode_pixels, encode_files)
+
+
+def _load_onnxruntime(model_path: str, dtype: str, device: str) -> Loaded:
+    import onnxruntime
+
+    from llm_compression.inference.threads import available_cpus
+
+    _only_on_cpu("onnxruntime", dtype, device, ("float32",))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    session = onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+
+    def encode_pixels(pixels: Array) -> Array:
+        embeddings: Array = session.run(None, {"pixels": pixels})[0]
+        return embeddings
+
+    return Loaded(encode_pixels, _no_files)
+
+
+def _load_openvino(model_path: str, dtype: str, device: str) -> Loaded:
+    import openvino
+
+    from llm_compression.inference.threads import available_cpus
+
+    _only_on_cpu("openvino", dtype, device, ("float32", "bfloat16"))
+    properties = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": available_cpus(),
+    }
+    compiled = openvino.Core().compile_model(model_path, "CPU", properties)
+
+    def encode_pixels(pixels: Array) -> Array:
+        embeddings: Array = compiled(pixels)[0]
+        return embeddings
+
+    return Loaded(encode_pixels, _no_files)
+
+
+def _only_on_cpu(system: str, dtype: str, device: str, dtypes: tuple[str, ...]) -> None:
+    if device != "cpu" or dtype not in dtypes:
+        raise ValueError(f"{system}: {dtype} on {device}, expected {' or '.join(dtypes)} on cpu")
+
+
+def _no_files(files: Sequence[str]) -> Array:
+    raise NotImplementedError(f"{len(files)} files: this system has no preprocessing of its own")
+
+
+SYSTEMS: Final[Mapping[str, System]] = {
+    "arrow": System(("numpy", "torch", "pyarrow", "llm_compression.multimodal.vision_encoder"), _load_arrow),
+    "onnxruntime": System(("numpy", "onnxruntime"), _load_onnxruntime),
+    "openvino": System(("numpy", "openvino"), _load_openvino),
+    "transformers": System(("numpy", "torch", "transformers.models.clip.modeling_clip"), _load_transformers),
+}

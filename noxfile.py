@@ -1,0 +1,129 @@
+"""The project's sessions: `python -m nox -l` lists them, `python -m nox -s NAME` runs one.
+
+Plain virtual environments with pip, reused, every version pinned by ``constraints.txt``. PyTorch is large, so the
+sessions that import it share the one environment that the session ``environment`` makes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "types", "tests", "parity", "spec", "gates"]
+
+ROOT: Final = Path(__file__).parent
+BIN: Final = "Scripts" if os.name == "nt" else "bin"
+PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
+CONSTRAINTS: Final = ("-c", str(ROOT / "constraints.txt"))
+RESULTS: Final = ROOT / ".cache" / "gate-results.json"
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Install pinned versions; pip is asked only once per environment and set of pins."""
+    stamp = session.env_dir / "installed.txt"
+    wanted = "\n".join((*packages, (ROOT / "constraints.txt").read_text(), (ROOT / "pyproject.toml").read_text()))
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    session.install(*CONSTRAINTS, *packages)
+    stamp.write_text(wanted)
+
+
+def run_python(session: nox.Session, *arguments: str, success_codes: Iterable[int] = (0,)) -> None:
+    """Run the interpreter of the shared environment."""
+    python = session.env_dir.parent / "environment" / BIN / "python"
+    session.run(str(python), *arguments, success_codes=success_codes)
+
+
+@nox.session(default=False)
+def environment(session: nox.Session) -> None:
+    """Install what the sessions that import PyTorch share: the package, editable, with its harness."""
+    install(session, "-e", ".[harness]", *nox.project.dependency_groups(PROJECT, "types"))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    install(session, *nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    run_python(session, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def tests(session: nox.Session) -> None:
+    """Run the unit, property and compatibility tests; arguments after -- go to pytest."""
+    run_python(session, "-m", "pytest", "tests", "--ignore=tests/parity", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def parity(session: nox.Session) -> None:
+    """Compare with transformers: configurations, images and checkpoints, none of them downloaded."""
+    run_python(session, "-m", "pytest", "tests/parity", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def gates(session: nox.Session) -> None:
+    """Encode real photos, measure every gate of the spec, write reports/gates.md and .json; fails on a miss."""
+    run_python(session, "-m", "llm_compression.harness.models", "b16", "b32")
+    measure(session, (), ("--photos", "b16"))
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
+def gates_gpu(session: nox.Session) -> None:
+    """Measure the CUDA gates of the spec; without a CUDA device they are NOT RUN and the session fails."""
+    measure(session, ("--gate-session", "cuda"), ("--session", "cuda"))
+
+
+def measure(session: nox.Session, measured: tuple[str, ...], judged: tuple[str, ...]) -> None:
+    """Measure, then judge: a gate without a result fails the session, however pytest ended."""
+    RESULTS.unlink(missing_ok=True)
+    gates = ("benchmarks/gates", "--gate-results", str(RESULTS), "--benchmark-columns=min,median,max,rounds")
+    run_python(session, "-m", "pytest", *gates, *measured, *session.posargs, success_codes=range(256))
+    run_python(session, "-m", "llm_compression.harness.report", str(RESULTS), *judged)
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Measure beside transformers, ONNX Runtime and OpenVINO in one interleaved run; writes reports/peers.md."""
+    install(session, "-e", ".[peers]")
+    session.run("python", "-m", "benchmarks.peers.run", *session.posargs)
+
+
+@nox.session
+def spec(session: nox.Session) -> None:
+    """Read .kiro/specs and fail on a malformed criterion, a broken citation or a limit outside the gates' table."""
+    session.run("python", "-m", "llm_compression.harness.spec", *session.posargs, env={"PYTHONPATH": str(ROOT)})
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build the wheel and the sdist, and use the wheel in an empty environment with run-time dependencies only."""
+    install(session, *nox.project.dependency_groups(PROJECT, "build"))
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    # away from the checkout, so that only the wheel can be imported
+    with tempfile.TemporaryDirectory() as scratch, session.chdir(scratch):
+        programs = Path(scratch, "empty", BIN)
+        session.run(sys.executable, "-m", "venv", "empty", external=True)
+        wheel = str(next(dist.glob("*.whl")))
+        session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", *CONSTRAINTS, wheel, external=True)
+        session.run(str(programs / "llm-compression"), "--help", external=True)
+        session.run(str(programs / "python"), str(ROOT / "tests" / "wheel" / "check_wheel.py"), external=True)

@@ -1,0 +1,148 @@
+"""Attention: both forms give the same, and the choice between them follows the processor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from llm_compression.inference import attention as module
+from llm_compression.inference.attention import attention, by_bmm, prefers_bmm
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {torch.float32: {}, torch.bfloat16: {"rtol": 0.02, "atol": 0.02}}
+
+
+def qkv_of(n: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n + tokens)
+    return torch.randn(n, tokens, 3 * heads * head_dim, generator=generator).to(dtype)
+
+
+def reference(qkv: torch.Tensor, heads: int, keep: torch.Tensor | None) -> torch.Tensor:
+    """One head of one row at a time, in float64; ``keep``: (n, tokens, tokens), True where a key takes part."""
+    n, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    dim = width // heads
+    out = torch.empty(n, tokens, width, dtype=torch.float64)
+    for row in range(n):
+        q, k, v = qkv[row].double().split(width, dim=1)
+        for head in range(heads):
+            part = slice(head * dim, (head + 1) * dim)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(dim)
+            if keep is not None:
+                scores = scores.masked_fill(~keep[row], -math.inf)
+            out[row, :, part] = torch.softmax(scores, 1) @ v[:, part]
+    return out
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The queries of each call of `by_bmm` from now on."""
+    used: list[int] = []
+
+    def recording(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        used.append(q.shape[2])
+        return by_bmm(q, k, v)
+
+    monkeypatch.setattr(module, "by_bmm", recording)
+    return used
+
+
+def flags(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make the processor one of these instruction sets."""
+    monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(names))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "tokens", "heads", "dim"), [(1, 1, 1, 1), (2, 7, 3, 5), (1, 64, 2, 16), (3, 70, 1, 9)])
+def test_both_forms_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, n: int, tokens: int, heads: int, dim: int
+) -> None:
+    """2.2: WHERE `norm` is `pre`, THE InferenceCore SHALL compute each layer as `x = x + attention(norm1(x))`, then `x
+    = x + mlp(norm2(x))`: the same attention in whichever form is fastest here."""
+    qkv, results = qkv_of(n, tokens, heads, dim, dtype), []
+    used = recorded(monkeypatch)
+    for preferred in (True, False):
+        monkeypatch.setattr(module, "prefers_bmm", lambda *_given, choice=preferred: choice)
+        results.append(attention(qkv, heads, None, False, False))
+    assert used == [tokens]
+    for result in results:
+        assert (result.shape, result.dtype) == ((n, tokens, heads * dim), dtype)
+        torch.testing.assert_close(result.float(), reference(qkv, heads, None).float(), **TOLERANCE[dtype])
+    torch.testing.assert_close(results[0], results[1], **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("preferred", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("first_token_only", [True, False])
+def test_masks_in_either_form(
+    monkeypatch: pytest.MonkeyPatch, preferred: bool, masked: bool, causal: bool, first_token_only: bool
+) -> None:
+    """2.7: WHEN given a key padding mask, THE InferenceCore SHALL leave the output of each other token unchanged when a
+    token marked as padding changes; 2.6: causal likewise. Also where only the first row is computed."""
+    monkeypatch.setattr(module, "prefers_bmm", lambda *_given: preferred)
+    qkv = qkv_of(2, 6, 2, 4)
+    keep = torch.ones(2, 6, 6, dtype=torch.bool)
+    mask = None
+    if masked:
+        keep[0, :, 4:] = keep[1, :, 2] = False
+        mask = keep[:, None]
+    if causal and masked:  # a caller merges the two
+        keep &= torch.ones(6, 6, dtype=torch.bool).tril()
+    allowed = keep.tril() if causal else keep
+    out = attention(qkv, 2, mask, causal and not masked, first_token_only)
+    expected = reference(qkv, 2, allowed)[:, :1] if first_token_only else reference(qkv, 2, allowed)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows() -> None:
+    """2.1: WHEN given a tensor of shape (n, tokens, hidden_size), n = 0 included, THE InferenceCore SHALL return a
+    tensor of the same shape."""
+    assert attention(torch.zeros(0, 5, 24), 2, None, False, False).shape == (0, 5, 8)
+    assert attention(torch.zeros(0, 5, 24), 2, None, False, True).shape == (0, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype", "device", "tokens", "expected"),
+    [
+        (("avx512_bf16",), torch.bfloat16, CPU, 64, True),
+        (("avx512_bf16",), torch.bfloat16, CPU, 197, True),
+        (("avx512_bf16",), torch.bfloat16, CPU, 63, False),
+        (("avx512_bf16",), torch.float32, CPU, 197, False),
+        (("avx512_bf16",), torch.float16, CPU, 197, False),
+        (("avx512_bf16",), torch.bfloat16, CUDA, 197, False),
+        (("avx512_bf16", "amx_bf16"), torch.bfloat16, CPU, 197, False),
+        (("avx2",), torch.bfloat16, CPU, 197, False),
+        ((), torch.bfloat16, CPU, 197, False),
+    ],
+)
+def test_which_form_is_preferred(
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    expected: bool,
+) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: two products only where the
+    processor has a fast one for them and none for the fused kernel."""
+    flags(monkeypatch, *names)
+    assert prefers_bmm(dtype, device, tokens) is expected
+
+
+def test_the_preference_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: the preferred form is
+    used."""
+    used = recorded(monkeypatch)
+    flags(monkeypatch, "avx512_bf16")
+    qkv = qkv_of(1, 80, 2, 8, torch.bfloat16)
+    attention(qkv, 2, None, False, False)
+    attention(qkv, 2, None, False, True)  # one row of queries is no work for two products
+    attention(qkv, 2, None, True, False)
+    attention(qkv, 2, torch.ones(1, 1, 1, 80, dtype=torch.bool), False, False)
+    flags(monkeypatch, "avx512_bf16", "amx_bf16")
+    attention(qkv, 2, None, False, False)
+    assert used == [80]

@@ -1,0 +1,312 @@
+"""One linear layer, packed and plain: the same numbers, whichever this machine has."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
+
+from llm_compression.errors import ConfigError
+from llm_compression.inference import linear
+from llm_compression.inference.linear import (
+    Linear,
+    PatchConv2d,
+    auto_dtype,
+    cpu_flags,
+    fold_activation,
+    packs,
+    quick_gelu,
+    resolve_dtype,
+)
+from llm_compression.multimodal.vision_encoder import VisionEncoder
+from tests.strategies import random_pixels
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+EXACT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+}
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {torch.float32: {}, torch.bfloat16: {"rtol": 0.02, "atol": 0.02}}
+
+
+@pytest.fixture(autouse=True)
+def fresh_probe() -> Iterator[None]:
+    """The probe's answers are kept for the process; here, for one test."""
+    packs.cache_clear()
+    yield
+    packs.cache_clear()
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * scale).to(dtype)
+
+
+def without_packing(patch: pytest.MonkeyPatch) -> None:
+    """Take the private operators away, as another release of PyTorch might."""
+    patch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())
+    packs.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", EXACT)
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (2, 0, 24), (1, 24), (130, 24)])
+def test_packed_and_plain_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], activation: str, bias: bool, dtype: torch.dtype
+) -> None:
+    """2.8: THE InferenceCore SHALL compute the queries, keys and values of a layer as one matrix product: this one, in
+    oneDNN's layout where the machine packs it and in PyTorch's elsewhere; 2.4 and 2.5: each with the activation
+    inside."""
+    x, weight, offset = drawn(*shape).to(dtype), drawn(37, 24, dtype=dtype), drawn(37, dtype=dtype) if bias else None
+    exact = x.double() @ weight.double().T + (0 if offset is None else offset.double())
+    expected = EXACT[activation](exact).float()
+    results = []
+    for packed in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(linear, "packs", lambda _device, _dtype, answer=packed: answer)
+            layer = Linear(24, 37, bias, activation)
+            layer.load(weight, offset, CPU, dtype, activation)
+            assert layer.weight.is_meta is packed
+        with torch.inference_mode():
+            results.append(layer(x))
+    for result in results:
+        assert (result.shape, result.dtype) == ((*shape[:-1], 37), dtype)
+        torch.testing.assert_close(result.float(), expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_brought_to_the_computing_dtype(dtype: torch.dtype) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA: whatever the file stores."""
+    stored = drawn(8, 24, dtype=torch.float16)
+    layer = Linear(24, 8)
+    layer.load(stored, drawn(8), CPU, dtype)
+    assert layer.bias.dtype == dtype
+    assert layer(drawn(3, 24, dtype=dtype)).dtype == dtype
+
+
+def test_a_bias_does_not_keep_the_memory_it_was_read_into() -> None:
+    """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model."""
+    buffer = drawn(100)
+    layer = Linear(24, 10)
+    layer.load(drawn(10, 24), buffer[:10], CPU, torch.float32)
+    assert layer.bias.data_ptr() != buffer.data_ptr()
+    assert layer.bias.untyped_storage().nbytes() == 40
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_patches_are_a_convolution(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: bool, n: int) -> None:
+    """1.8: THE PatchEmbedding SHALL compute the convolution without bias whose kernel and stride are `patch_size`, its
+    patches ordered row by row."""
+    monkeypatch.setattr(linear, "packs", lambda _device, _dtype: packed)
+    weight, pixels = drawn(10, 75).reshape(10, 3, 5, 5).to(dtype), random_pixels(n, 20, 0)
+    layer = PatchConv2d(10, 5)
+    assert layer.bias is None
+    layer.load(weight, CPU, dtype)
+    with torch.inference_mode():
+        out = layer(pixels)
+    assert (out.shape, out.dtype) == ((n, 10, 4, 4), dtype)
+    expected = F.conv2d(pixels.to(dtype).double(), weight.double(), stride=5)
+    torch.testing.assert_close(out.float(), expected.float(), **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_this_machine_packs(dtype: torch.dtype) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: with packed weights wherever
+    PyTorch has the operators."""
+    available = torch.backends.mkldnn.is_available()
+    assert packs(CPU, dtype) is available
+    layer = Linear(24, 8)
+    layer.load(drawn(8, 24), None, CPU, dtype)
+    assert layer.weight.is_meta is available
+
+
+@pytest.mark.parametrize("where", [(CPU, torch.float16), (CPU, torch.float64), (CUDA, torch.float32)])
+def test_nothing_else_packs(where: tuple[torch.device, torch.dtype]) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA."""
+    assert packs(*where) is False
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def operator(*_given: Any, **_options: Any) -> Any:
+        raise error
+
+    return operator
+
+
+real_pack = torch.ops.mkldnn._reorder_linear_weight
+real_product = torch.ops.mkldnn._linear_pointwise
+BROKEN: dict[str, types.SimpleNamespace] = {
+    "absent": types.SimpleNamespace(),
+    "product absent": types.SimpleNamespace(_reorder_linear_weight=real_pack),
+    "other arguments": types.SimpleNamespace(_reorder_linear_weight=lambda: None),
+    "not implemented": types.SimpleNamespace(_reorder_linear_weight=raising(NotImplementedError("not here"))),
+    "failing": types.SimpleNamespace(
+        _reorder_linear_weight=real_pack, _linear_pointwise=raising(RuntimeError("could not create a primitive"))
+    ),
+    "wrong numbers": types.SimpleNamespace(
+        _reorder_linear_weight=real_pack, _linear_pointwise=lambda *given: real_product(*given) * 1.5
+    ),
+    "activation ignored": types.SimpleNamespace(
+        _reorder_linear_weight=real_pack,
+        _linear_pointwise=lambda x, w, b, _name, *_rest: real_product(x, w, b, "none", [], ""),
+    ),
+    "bias ignored": types.SimpleNamespace(
+        _reorder_linear_weight=real_pack, _linear_pointwise=lambda x, w, _b, *rest: real_product(x, w, None, *rest)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", BROKEN)
+def test_operators_that_are_missing_or_wrong_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, what: str, dtype: torch.dtype
+) -> None:
+    """7.8: IF an image of a call cannot be encoded, THEN THE VisionEncoder SHALL raise an error in place of zeros,
+    random vectors or a shorter result: a private operator is trusted only where it gives what PyTorch's own gives."""
+    monkeypatch.setattr(torch.ops, "mkldnn", BROKEN[what])
+    assert packs(CPU, dtype) is False
+    x, weight, offset = drawn(5, 24, dtype=dtype), drawn(8, 24, dtype=dtype), drawn(8, dtype=dtype)
+    layer = Linear(24, 8, activation="gelu")
+    layer.load(weight, offset, CPU, dtype, "gelu")
+    torch.testing.assert_close(layer(x), F.gelu(F.linear(x, weight, offset)))
+
+
+def test_an_encoder_without_the_private_operators(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_encoder: VisionEncoder
+) -> None:
+    """7.1: WHEN given the same pixels as the Reference, THE VisionEncoder SHALL compute in float32 with a relative
+    error within the limits of gates `precision-float32-b16` and `precision-float32-b32`: packed or not."""
+    pixels = random_pixels(3, 32, 0)
+    packed = tiny_encoder.encode_pixels(pixels)
+    without_packing(monkeypatch)
+    plain = VisionEncoder(tiny_model, dtype="float32")
+    assert not any(parameter.is_meta for parameter in plain.parameters())
+    torch.testing.assert_close(plain.encode_pixels(pixels), packed)
+    assert VisionEncoder(tiny_model).dtype == torch.float32
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
+def test_folding_quick_gelu(stored: torch.dtype, computed: torch.dtype) -> None:
+    """2.4: WHERE `activation` is `quick_gelu`, THE InferenceCore SHALL apply `x * sigmoid(1.702 * x)` between the two
+    products of the MLP: as a SiLU of scaled weights, each of which is rounded once."""
+    fc1, bias, fc2 = drawn(9, 6, dtype=stored), drawn(9, dtype=stored), drawn(6, 9, dtype=stored)
+    activation, *folded = fold_activation("quick_gelu", fc1, bias, fc2, computed)
+    wide = torch.float32 if torch.float32 in (stored, computed) or stored != computed else torch.bfloat16
+    exact = (fc1.double() * 1.702, bias.double() * 1.702, fc2.double() / 1.702)
+    assert activation == "silu"
+    for tensor, expected in zip(folded, exact, strict=True):
+        assert tensor.dtype == wide
+        ulp = torch.finfo(wide).eps
+        # rounded once: half a unit in the last place, and what the scale itself is rounded by
+        assert bool(((tensor.double() - expected).abs() <= 0.51 * ulp * expected.abs() + 2e-7 * expected.abs()).all())
+    # in exact arithmetic the rewritten MLP is the same function
+    x = drawn(4, 6).double()
+    inner = x @ fc1.double().T + bias.double()
+    scaled = F.silu(x @ exact[0].T + exact[1])
+    torch.testing.assert_close(scaled @ exact[2].T, quick_gelu(inner) @ fc2.double().T, rtol=1e-12, atol=1e-12)
+
+
+def test_gelu_is_left_as_it_is() -> None:
+    """2.5: WHERE `activation` is `gelu`, THE InferenceCore SHALL apply the exact GELU, through the error function,
+    between the two products of the MLP."""
+    weights = drawn(9, 6), drawn(9), drawn(6, 9)
+    activation, *folded = fold_activation("gelu", *weights, torch.bfloat16)
+    assert activation == "gelu"
+    assert all(before is after for before, after in zip(weights, folded, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "avx512f"}, torch.float32),
+        ({"avx512f", "avx512_bf16"}, torch.bfloat16),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx512_bf16", "amx_bf16", "amx_tile"}, torch.bfloat16),
+        (set(), torch.float32),
+    ],
+)
+def test_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: torch.dtype) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA."""
+    monkeypatch.setattr(linear, "cpu_flags", lambda: frozenset(flags))
+    assert auto_dtype(CPU) == resolve_dtype("auto", CPU) == expected
+    without_packing(monkeypatch)
+    assert auto_dtype(CPU) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((10, 0), torch.bfloat16),
+    ],
+)
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert auto_dtype(CUDA) == expected
+
+
+def test_auto_on_another_device() -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA: in float32 where nothing is known."""
+    assert auto_dtype(torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_dtype_by_name(name: str) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA; a dtype that is named is taken."""
+    dtype = getattr(torch, name)
+    assert resolve_dtype(name, CPU) == resolve_dtype(dtype, CPU) == dtype
+
+
+@pytest.mark.parametrize("name", ["int8", "float64", "nn", "", "torch.float32", torch.int32, None, 4])
+def test_an_unknown_dtype(name: Any) -> None:
+    """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
+    whose message has the value found and what was expected."""
+    with pytest.raises(ConfigError, match=r"dtype: .*, expected auto, float32, bfloat16 or float16"):
+        resolve_dtype(name, CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16\nflags\t\t: other\n", {"fpu", "avx512_bf16", "amx_bf16"}),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("processor\t: 0\n", set()),
+    ],
+)
+def test_instruction_sets(monkeypatch: pytest.MonkeyPatch, text: str, expected: set[str]) -> None:
+    """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
+    natively, in float32 on other processors, and in float16 or bfloat16 on CUDA: as the system lists what it has."""
+    cpu_flags.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", lambda *_given, **_options: text)
+            assert cpu_flags() == expected
+        cpu_flags.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", raising(FileNotFoundError("/proc/cpuinfo")))
+            assert cpu_flags() == frozenset()
+    finally:
+        cpu_flags.cache_clear()

@@ -1,0 +1,140 @@
+"""How many threads the package uses: never more than the process may, fewer where the user says so."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_compression.errors import ConfigError
+from llm_compression.inference import threads
+from llm_compression.inference.threads import NUM_THREADS_VARIABLE, available_cpus, limit_threads
+
+UNLIMITED = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def fresh_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The count is read once per process; here, once per test, with no setting and with any affinity."""
+    monkeypatch.delenv(NUM_THREADS_VARIABLE, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
+    monkeypatch.setattr(threads, "_cgroup_cpus", lambda: UNLIMITED)
+    available_cpus.cache_clear()
+    yield
+    available_cpus.cache_clear()
+
+
+def cgroup(root: Path, **files: str) -> Path:
+    """A directory that looks like /sys/fs/cgroup; ``cpu__x`` is written to ``cpu/x``."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def test_affinity_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: not more threads than the
+    process may run on, which would wait for each other."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5, 6}, raising=False)
+    assert available_cpus() == 3
+
+
+def test_the_affinity_of_a_real_process() -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: a process bound to one
+    processor uses one thread, whatever the machine has."""
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import torch; torch.set_num_threads(4)\n"
+        "from llm_compression.inference.threads import available_cpus, limit_threads\n"
+        "limit_threads(); print(available_cpus(), torch.get_num_threads())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != NUM_THREADS_VARIABLE}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "1"]
+
+
+def test_a_system_without_affinity_counts_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: also off Linux."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert available_cpus() == 6
+    available_cpus.cache_clear()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu_dot_max": "200000 100000\n"}, 2),
+        ({"cpu_dot_max": "150000 100000\n"}, 2),
+        ({"cpu_dot_max": "50000 100000\n"}, 1),
+        ({"cpu_dot_max": "max 100000\n"}, 16),
+        ({"cpu_dot_max": "6400000 100000\n"}, 16),
+        ({"cpu__cpu_dot_cfs_quota_us": "300000\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, 3),
+        ({"cpu__cpu_dot_cfs_quota_us": "-1\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, 16),
+        ({}, 16),
+    ],
+)
+def test_the_limit_of_a_cgroup_is_honoured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: also in a container whose
+    quota is less than the machine."""
+    monkeypatch.undo()
+    monkeypatch.delenv(NUM_THREADS_VARIABLE, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
+    monkeypatch.setattr(threads, "_cgroup_cpus", functools.partial(threads._cgroup_cpus, cgroup(tmp_path, **files)))
+    assert available_cpus() == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("1", 1), ("15", 15), ("16", 16), ("17", 16), ("1000000", 16)])
+def test_the_setting_lowers_and_never_raises(monkeypatch: pytest.MonkeyPatch, setting: str, expected: int) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`."""
+    monkeypatch.setenv(NUM_THREADS_VARIABLE, setting)
+    assert available_cpus() == expected
+
+
+def test_the_setting_does_not_raise_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`."""
+    monkeypatch.setenv(NUM_THREADS_VARIABLE, "8")
+    monkeypatch.setattr(threads, "_cgroup_cpus", lambda: 2)
+    assert available_cpus() == 2
+
+
+@pytest.mark.parametrize("setting", ["0", "-2", "two", "", "1.5", " 2", "²", "٣"])
+def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
+    whose message has the value found and what was expected."""
+    monkeypatch.setenv(NUM_THREADS_VARIABLE, setting)
+    with pytest.raises(ConfigError, match=re.escape(f"LLM_COMPRESSION_NUM_THREADS: {setting!r}, expected a positive")):
+        available_cpus()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (3, 3), (7, 3)])
+def test_pytorch_is_lowered_and_never_raised(monkeypatch: pytest.MonkeyPatch, before: int, after: int) -> None:
+    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
+    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: a lower count that the caller
+    set stays."""
+    monkeypatch.setenv(NUM_THREADS_VARIABLE, "3")
+    found = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before)
+        limit_threads()
+        assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(found)

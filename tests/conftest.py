@@ -88,7 +88,7 @@ def assert_within(spec: Spec) -> AssertWithin:
         if not len(got):
             return
         found, wanted = got.double(), reference.double()
-        if gate.metric == "relative_error":
+        if gate.metric.endswith("relative_error"):
             value = ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
         else:
             value = torch.nn.functional.cosine_similarity(found, wanted, dim=1).min().item()

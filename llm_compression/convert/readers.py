@@ -194,8 +194,8 @@ def _family(tensors: TensorStore, file: Path) -> Family:
         return "bert_prefixed"
     shown = ", ".join(list(names)[:3]) or "none"
     raise CheckpointError(
-        f"{file}: no image tower of CLIP in it, and no BERT: expected tensors named vision_model.*, "
-        f"embeddings.class_embedding, visual.* or embeddings.word_embeddings.weight, "
+        f"{file}: no image tower of CLIP in it, and no BERT: expected tensors named embeddings.word_embeddings.weight, "
+        f"vision_model.*, embeddings.class_embedding or visual.*, "
         f"found {shown}{', ...' if len(names) > 3 else ''}"
     )
 

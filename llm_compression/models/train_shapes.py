@@ -43,6 +43,14 @@ from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
 
 WORDS: Final = vocabulary()
+# A pre-norm tower gives the same at any scale of its residual stream, since every norm divides it out. Written at eight
+# times, it breaks where the norms are on the stream itself, as in large trained towers; at one, a small one hardly does.
+STREAM_SCALE: Final = 8
+_WRITES_STREAM: Final = (
+    *(".out_proj.weight", ".out_proj.bias", ".fc2.weight", ".fc2.bias"),
+    *("pre_layrnorm.weight", "pre_layrnorm.bias"),
+    *("text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight"),
+)
 CONFIG: Final = ClipConfig(
     TextConfig(
         model_type=CLIP_TEXT,
@@ -179,7 +187,7 @@ def _train(out: Path, seed: int, steps: int, batch_size: int, num_pictures: int)
         logits = logit_scale.exp() * images @ texts.T
         loss = _loss(logits, _true(batch, said))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # PyTorch has no types here
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -250,7 +258,10 @@ def _write(out: Path, vision: Tower, text: Tower, logit_scale: Tensor, seed: int
         source={"name": "shapes", "revision": f"seed {seed}, {steps} steps", "format": "train_shapes"},
     )
     # whatever the order of the parameters, a weight file has that of its configuration
-    tensors = ((name, found[name].detach().to(torch.bfloat16)) for name in CONFIG.expected_shapes())
+    tensors = (
+        (name, (found[name].detach() * (STREAM_SCALE if name.endswith(_WRITES_STREAM) else 1)).to(torch.bfloat16))
+        for name in CONFIG.expected_shapes()
+    )
     report = write_weights(out / WEIGHTS_FILE, tensors, metadata)
     print(f"wrote {report.path}: {report.num_params:,} parameters, {report.file_bytes:,} bytes")
 

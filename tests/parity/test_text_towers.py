@@ -105,7 +105,7 @@ def test_random_berts(data: st.DataObject, config: TextConfig, seed: int, assert
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask[..., None].float()
     wanted = hidden[:, 0] if config.pooling == "cls" else (hidden * weights).sum(1) / weights.sum(1)
-    assert_within("precision-float32-clip", encoder.encode_ids(rows, False), wanted)
+    assert_within("precision-float32-minilm", encoder.encode_ids(rows, False), wanted)
 
 
 @given(data=st.data(), config=clip_configs(), seed=SEEDS)
@@ -120,13 +120,13 @@ def test_random_clips(data: st.DataObject, config: ClipConfig, seed: int, assert
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
     texts, images = engine.text.encoder.encode_ids(rows), engine.vision.encode_pixels(pixels)
-    assert_within("precision-float32-clip", texts, wanted.text_embeds)
-    assert_within("precision-float32-clip", images, wanted.image_embeds)
+    assert_within("precision-float32-minilm", texts, wanted.text_embeds)
+    assert_within("precision-float32-minilm", images, wanted.image_embeds)
     # relative to the scale: a logit is a difference, and one near zero has no digits of its own
     scale = model.logit_scale.exp().item()
     assert engine.logit_scale == pytest.approx(scale, rel=1e-6)
     difference = (engine.similarity(images, texts) - wanted.logits_per_image) / scale
-    assert_within("precision-float32-clip", 1 + difference.abs().amax().reshape(1, 1), torch.ones(1, 1))
+    assert_within("precision-float32-minilm", 1 + difference.abs().amax().reshape(1, 1), torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("pooling", ["eos", "argmax"])
@@ -145,7 +145,7 @@ def test_logits_of_a_whole_model(pooling: str, seed: int, assert_within: AssertW
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits_per_image
     found = engine.similarity(engine.vision.encode_pixels(pixels), engine.encode_text(texts))
-    assert_within("precision-float32-clip", found, wanted)
+    assert_within("precision-float32-minilm", found, wanted)
 
 
 @given(config=clip_configs(), seed=SEEDS)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_directory_says_its_family_and_sizes(
     tmp_path: Path, layout: Layout, family: str, projection: int | None
 ) -> None:
     """CLIPModel, CLIPVisionModelWithProjection, CLIPVisionModel with and without prefix, open_clip are told apart."""
-    checkpoint = read(make_checkpoint(tmp_path / "tiny", "tiny", layout=layout))
+    checkpoint = read(make_checkpoint(tmp_path / "tiny", "tiny", layout=layout), vision_only=True)
     assert (checkpoint.family, checkpoint.name) == (family, "tiny")
     assert checkpoint.config.to_dict() == {**TINY.to_dict(), "projection_dim": projection}
 
@@ -63,6 +64,7 @@ def test_an_openai_archive_has_quick_gelu_and_64_channels_a_head(tmp_path: Path)
     )
     checkpoint = read(make_checkpoint(tmp_path, config, layout="openai"))
     assert (checkpoint.family, checkpoint.name, checkpoint.config) == ("openai", "model.pt", config)
+    assert checkpoint.preprocessing is not None
     assert checkpoint.preprocessing.crop_offset == "round"
 
 
@@ -197,7 +199,7 @@ def test_unknown_overrides_are_an_error(tmp_path: Path) -> None:
 def test_overrides_take_the_place_of_the_configuration(tmp_path: Path) -> None:
     """A field given by the caller wins over the file's, and is validated as the file's is."""
     make_checkpoint(tmp_path, "tiny")
-    assert read(tmp_path, overrides={"hidden_act": "gelu"}).config.hidden_act == "gelu"
+    assert read(tmp_path, overrides={"hidden_act": "gelu"}).config == replace(TINY, hidden_act="gelu")
     with pytest.raises(CheckpointError, match="hidden_act: 'relu', expected one of quick_gelu, gelu"):
         read(tmp_path, overrides={"hidden_act": "relu"})
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.convert import hub, preprocessing
+from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
 from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
-from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
 from llm_compression.errors import CheckpointError, ConfigError
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
@@ -167,7 +167,7 @@ def _config(family: Family, tensors: TensorStore, directory: Path, overrides: Ma
     if family in ("huggingface", "huggingface_bare"):
         has_projection = "visual_projection.weight" in tensors.shapes
         return from_huggingface(directory / "config.json", has_projection, overrides)
-    # these families have no other layer norm before the blocks, and no setting in a TorchScript archive
+    # without a configuration the absence of this tensor is all that tells such a tower
     if (before := OPENAI["vision_model.pre_layrnorm.weight"].source) not in tensors.shapes:
         raise CheckpointError(f"{directory}: no pre-layernorm ({before} is missing), expected one before the blocks")
     if family == "openai":

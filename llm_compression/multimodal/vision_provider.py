@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_compression.errors import CheckpointError, ConfigError
-from llm_compression.inference.linear import resolve_dtype
+from llm_compression.inference.linear import resolve_device, resolve_dtype
 from llm_compression.multimodal.image_processor import Images, list_images, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 
@@ -89,7 +89,7 @@ class CLIPVisionProvider(VisionProvider):
             raise ImportError(
                 "CLIPVisionProvider needs transformers: pip install 'llm-compression[transformers]'"
             ) from error
-        self.device = torch.device(device or "cpu")
+        self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         try:
             model: Any = CLIPVisionModelWithProjection.from_pretrained(os.fspath(model_path), dtype=self.dtype)

@@ -212,7 +212,7 @@ def _config(family: Family, tensors: TensorStore, directory: Path, overrides: Ma
     if family in ("huggingface", "huggingface_bare"):
         has_projection = "visual_projection.weight" in tensors.shapes
         return from_huggingface(directory / "config.json", has_projection, overrides)
-    # these families have no other layer norm before the blocks, and no setting in a TorchScript archive
+    # without a configuration the absence of this tensor is all that tells such a tower
     if (before := OPENAI["vision_model.pre_layrnorm.weight"].source) not in tensors.shapes:
         raise CheckpointError(f"{directory}: no pre-layernorm ({before} is missing), expected one before the blocks")
     if family == "openai":

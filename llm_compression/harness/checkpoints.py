@@ -1,8 +1,8 @@
 """Seeded checkpoints in the layouts that real ones have, for tests and gates that have no network.
 
-The same variant and seed give the same weights in every layout. The weights are drawn as transformers initialises CLIP,
-but every bias is non-zero, so that a dropped one shows, and a few channels run hot through the layer norms, as they do
-in trained towers: without them a low-precision error would go unseen.
+The same variant and seed give the same weights in every layout. Every bias is non-zero, so that a dropped one shows,
+and a few channels run hot through the layer norms, as they do in trained towers: without them a low-precision error
+would go unseen.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.gates import CUDA_SESSION, Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.gates import Judgement, Status, Verdict, judge, read_results
 from llm_compression.harness.machine import MachineInfo, machine
 from llm_compression.harness.measure import encode_files
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
@@ -258,12 +258,12 @@ def encode_photos(variant: str, cache: Path) -> tuple[Neighbour, ...]:
         return neighbours(PHOTOS, np.load(out))
 
 
-def write_report(report: Report, out: Path) -> None:
-    """Write ``gates.md`` and ``gates.json``."""
+def write_report(report: Report, out: Path, name: str = "gates") -> None:
+    """Write the report as Markdown and as JSON, ``gates.md`` and ``gates.json`` unless another name is given."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "gates.md").write_text(to_markdown(report), encoding="utf-8")
+    (out / f"{name}.md").write_text(to_markdown(report), encoding="utf-8")
     content = json.dumps(to_json(report), indent=2, allow_nan=False)
-    (out / "gates.json").write_text(content + "\n", encoding="utf-8")
+    (out / f"{name}.json").write_text(content + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, metavar="RESULTS", help="what pytest --gate-results wrote")
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: .)")
     parser.add_argument("--out", type=Path, help="directory of the reports (default: ROOT/reports)")
-    parser.add_argument("--session", help="only gates of this session, for which a missing device is no excuse")
+    parser.add_argument("--session", help="only gates of this session; the reports are named after it")
     parser.add_argument("--photos", metavar="VARIANT", help="encode the photos too, with this seeded model")
     options = parser.parse_args(arguments)
     info = machine()
@@ -290,15 +290,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmCompressionError as error:
         print(f"gates: {error}", file=sys.stderr)
         return 1
-    excuse_cuda = not info.gpus and options.session != CUDA_SESSION
-    judgement = judge(gates, results, status, excuse_cuda=excuse_cuda)
+    judgement = judge(gates, results, status, excuse_cuda=not info.gpus)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     report = Report(judgement, info, commit_of(options.root), now, photos)
     if photos:
         print(f"photos, encoded with {options.photos}:\n{photos_to_text(photos)}\n")
     out = options.out or options.root / "reports"
-    write_report(report, out)
-    print(f"{to_text(report)}\nwrote {out / 'gates.md'} and {out / 'gates.json'}")
+    name = f"gates-{options.session}" if options.session else "gates"
+    write_report(report, out, name)
+    print(f"{to_text(report)}\nwrote {name}.md and {name}.json in {out}")
     return 0 if judgement.passed else 1
 
 

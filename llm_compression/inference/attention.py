@@ -31,13 +31,14 @@ def attention(qkv: Tensor, num_heads: int, mask: Tensor | None, causal: bool, fi
     n, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = qkv.view(n, tokens, 3, num_heads, width // num_heads).permute(2, 0, 3, 1, 4)  # each (n, heads, tokens, d)
     if first_token_only:
-        q, causal = q[:, :, :1], False
-        mask = mask if mask is None else mask[..., :1, :]
+        q, mask = q[:, :, :1], mask if mask is None else mask[..., :1, :]
+        if causal:
+            k, v, causal = k[:, :, :1], v[:, :, :1], False  # the first token sees only itself
     if mask is None and not causal and prefers_bmm(qkv.dtype, qkv.device, q.shape[2]):
         out = by_bmm(q, k, v)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return out.transpose(1, 2).reshape(n, -1, width)
+    return out.transpose(1, 2).reshape(n, q.shape[2], width)
 
 
 def prefers_bmm(dtype: torch.dtype, device: torch.device, tokens: int) -> bool:

@@ -159,6 +159,21 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device that a user named, the CPU for None.
+
+    Raises:
+        ConfigError: There is no such device on this machine.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=found)
+    # PyTorch raises a RuntimeError for an unknown name, and an AssertionError for a backend that it was built without
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"device: {device!r}, expected one of this machine: {error}") from error
+    return found
+
+
 def auto_dtype(device: torch.device) -> torch.dtype:
     """What ``dtype="auto"`` means: bfloat16 where the processor multiplies it natively, else float32 (CPU).
 

@@ -17,7 +17,7 @@ from llm_compression.errors import ConfigError, LlmCompressionError, TextError
 from llm_compression.inference.block_stream import stream_blocks
 from llm_compression.inference.clip_file import OUTSIDE_TEXT, is_clip, tower_config
 from llm_compression.inference.inference_core import InferenceCore, load_norm
-from llm_compression.inference.linear import Linear, frozen, kept, resolve_dtype
+from llm_compression.inference.linear import Linear, frozen, kept, resolve_device, resolve_dtype
 from llm_compression.inference.memory import release_memory
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.threads import limit_threads
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
         limit_threads()
         self.weight_loader = WeightLoader(model_path)
         self.config = config = _config_of(self.weight_loader)
-        self.device = torch.device(device or "cpu")
+        self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         not_judged = OUTSIDE_TEXT if is_clip(self.weight_loader.config) else ()
         self.weight_loader.check(config.expected_shapes(), not_judged)

@@ -30,7 +30,7 @@ from llm_compression.inference.weight_format import (
 )
 
 _BUFFER_BYTES: Final = 1 << 20
-_LISTING: Final = ["layer_name", "shape.list.element", "dtype", "num_params"]
+_LISTING: Final = ["layer_name", "shape", "dtype", "num_params"]
 _ACCEPTED_TYPES: Final[Mapping[str, tuple[pa.DataType, ...]]] = {
     "layer_name": (pa.string(), pa.large_string()),
     "dtype": (pa.string(), pa.large_string()),
@@ -239,6 +239,8 @@ class WeightLoader:
         tensors: dict[str, TensorInfo] = {}
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, columns=_LISTING, use_threads=False).to_pylist():
+                if None in row.values() or None in row["shape"]:
+                    raise WeightFormatError(f"{self.path}: a null in row {row}")
                 info = TensorInfo(row["layer_name"], tuple(row["shape"]), self._dtype(row), group)
                 if not info.name or info.name in tensors:
                     raise WeightFormatError(f"{self.path}: two tensors named {info.name!r}, or one without a name")
@@ -260,14 +262,12 @@ class WeightLoader:
             raise WeightFormatError(f"{self.path}: shape is {shape}, expected list<int64>")
 
     def _dtype(self, row: Mapping[str, Any]) -> torch.dtype:
-        name = row["dtype"] or ""
+        name = str(row["dtype"])
         if self.metadata is None:
             # the prefix tells a file of the earlier layout from one of ours that lost its metadata
             if not name.startswith("torch."):
                 raise WeightFormatError(f"{self.path}: no metadata, and dtype {name!r} is not of the earlier layout")
             name = name.removeprefix("torch.")
-        if None in (row["layer_name"], row["shape"], row["num_params"]) or None in (row["shape"] or ()):
-            raise WeightFormatError(f"{self.path}: a null in row {dict(row)}")
         if name not in DTYPES:
             raise WeightFormatError(
                 f"{self.path}: {row['layer_name']}: dtype {row['dtype']!r}, expected one of {', '.join(DTYPES)}"

@@ -44,7 +44,7 @@ from llm_compression.multimodal.vision_config import VisionConfig
 
 WORDS: Final = vocabulary()
 # A pre-norm tower gives the same at any scale of its residual stream, since every norm divides it out. Written at eight
-# times, it breaks where the norms are on the stream itself, as in large trained towers; at one, a small one hardly does.
+# times, it breaks where the norms are on the stream itself, as large towers do; at one, a small tower hardly breaks.
 STREAM_SCALE: Final = 8
 _WRITES_STREAM: Final = (
     *(".out_proj.weight", ".out_proj.bias", ".fc2.weight", ".fc2.bias"),

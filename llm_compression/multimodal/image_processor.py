@@ -6,6 +6,7 @@ on uint8, centre crop, ``float32(float64(x) * (1 / 255))``, then ``(x - mean) / 
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,16 +192,48 @@ class ImageProcessor:
         return spare // 2 if self.crop_offset == "floor" else round(spare / 2)
 
 
+class _MemoryFile(io.RawIOBase):
+    """Encoded bytes as a file, read in place.
+
+    io.BytesIO would copy a memoryview whole; Pillow's TIFF reader trips over the ``fileno`` of pyarrow.BufferReader.
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview | pa.Buffer) -> None:
+        self._view = memoryview(data).cast("B")
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._view[self._position : self._position + len(buffer)]
+        buffer[: len(chunk)] = chunk
+        self._position += len(chunk)
+        return len(chunk)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        if start + offset < 0:
+            raise ValueError(f"seek to {start + offset}, before the start")
+        self._position = start + offset
+        return self._position
+
+
 def list_images(images: Images) -> list[Any]:
     """The single images in whatever `ImageProcessor` accepts.
 
     Raises:
         ImageError: The argument is none of the accepted kinds, or an Arrow value is null.
     """
-    if isinstance(images, pa.ChunkedArray):
-        return [source for chunk in images.chunks for source in list_images(chunk)]
-    if isinstance(images, pa.Array):
-        return _list_arrow(images)
+    if isinstance(images, pa.Array | pa.ChunkedArray):
+        chunks = images.chunks if isinstance(images, pa.ChunkedArray) else [images]
+        sources = [source for chunk in chunks for source in _list_arrow(chunk)]
+        if None in sources:
+            raise ImageError("null, expected an image", position=sources.index(None))
+        return sources
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
     if isinstance(images, list | tuple):
@@ -211,15 +244,10 @@ def list_images(images: Images) -> list[Any]:
 def _list_arrow(array: pa.Array) -> list[Any]:
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        values: list[Any] = array.to_pylist()
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        values = list(binary_views(array))
-    else:
-        raise ImageError(f"an Arrow array of {kind}, expected string (paths) or binary (encoded images)")
-    for position, value in enumerate(values):
-        if value is None:
-            raise ImageError("null, expected an image", position=position)
-    return values
+        return list(array.to_pylist())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return list(binary_views(array))
+    raise ImageError(f"an Arrow array of {kind}, expected string (paths) or binary (encoded images)")
 
 
 def read_image(source: Any, position: int = 0) -> Image.Image:
@@ -241,7 +269,7 @@ def read_image(source: Any, position: int = 0) -> Image.Image:
         if isinstance(source, str | os.PathLike):
             return _decode(source)
         if isinstance(source, bytes | bytearray | memoryview | pa.Buffer):
-            return _decode(pa.BufferReader(source))  # reads in place; io.BytesIO would copy a memoryview
+            return _decode(io.BufferedReader(_MemoryFile(source)))
     raise ImageError(
         f"got {type(source).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)",
         position=position,

@@ -16,7 +16,7 @@ from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
 from llm_compression.inference.block_stream import stream_blocks
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, load_norm
-from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_dtype
+from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_device, resolve_dtype
 from llm_compression.inference.memory import release_memory
 from llm_compression.inference.threads import limit_threads
 from llm_compression.inference.weight_loader import WeightLoader
@@ -41,11 +41,19 @@ class PatchEmbedding(nn.Module):
         Raises:
             ImageError: The pixels have another shape.
         """
+        self.check(pixels)
+        grid: Tensor = self.projection(pixels)  # (n, hidden, rows, columns)
+        return grid.flatten(2).transpose(1, 2)
+
+    def check(self, pixels: Tensor) -> None:
+        """Refuse pixels of another shape than (n, 3, S, S).
+
+        Raises:
+            ImageError: They have one.
+        """
         size = self.config.image_size
         if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
             raise ImageError(f"pixels of shape {tuple(pixels.shape)}, expected (n, 3, {size}, {size})")
-        grid: Tensor = self.projection(pixels)  # (n, hidden, rows, columns)
-        return grid.flatten(2).transpose(1, 2)
 
 
 class VisionEncoder(EmbeddingMethods, nn.Module):
@@ -84,7 +92,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         limit_threads()
         self.weight_loader = WeightLoader(model_path)
         self.config = config = _config_of(self.weight_loader, config)
-        self.device = torch.device(device or "cpu")
+        self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.processor = _processor_of(self.weight_loader, config)
         not_judged = OUTSIDE_VISION if is_clip(self.weight_loader.config) else ()
@@ -159,9 +167,10 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         if not isinstance(pixels, Tensor) or pixels.dtype != torch.float32:
             found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ImageError(f"pixels: {found}, expected a float32 tensor (n, 3, {size}, {size})")
-        out = torch.empty(len(pixels) if pixels.dim() else 0, self.dimension)
+        self.patch_embedding.check(pixels)
+        out = torch.empty(len(pixels), self.dimension)
         with torch.inference_mode():
-            embeddings = self(pixels) if len(out) or pixels.dim() != 4 else out
+            embeddings = self(pixels)
             lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
             if not bool((lengths.isfinite() & (lengths > 0)).all()):
                 raise ImageError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
 from llm_compression.errors import CheckpointError
-from llm_compression.inference.linear import resolve_dtype
+from llm_compression.inference.linear import resolve_device, resolve_dtype
 from llm_compression.multimodal.image_processor import Images, list_images, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from llm_compression.progress import progress
@@ -95,7 +95,7 @@ class CLIPVisionProvider(VisionProvider):
             raise ImportError(
                 "CLIPVisionProvider needs transformers: pip install 'llm-compression[transformers]'"
             ) from error
-        self.device = torch.device(device or "cpu")
+        self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         try:
             model: Any = CLIPVisionModelWithProjection.from_pretrained(os.fspath(model_path), dtype=self.dtype)

@@ -123,6 +123,16 @@ def test_the_open_clip_layout(tmp_path: Path) -> None:
     assert (model["embed_dim"], model["quick_gelu"]) == (16, True)
 
 
+def test_the_open_clip_ratio_survives_its_truncation(tmp_path: Path) -> None:
+    """open_clip's MLP is ``int(width * mlp_ratio)`` wide, and int(49 * (1 / 49)) is 0."""
+    config = VisionConfig(
+        image_size=8, patch_size=8, hidden_size=49, num_layers=1, num_heads=7, intermediate_size=1, projection_dim=3
+    )
+    path = make_checkpoint(tmp_path, config, layout="open_clip")
+    ratio = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]["mlp_ratio"]
+    assert (int(49 * (1 / 49)), int(49 * ratio)) == (0, 1)
+
+
 def test_the_openai_layout_is_a_torchscript_archive_of_mixed_precision(tmp_path: Path) -> None:
     """A real archive: TorchScript code inside, OpenAI's names, float16 matrices, float32 norms, three sizes."""
     path = make_checkpoint(tmp_path, "tiny", layout="openai")

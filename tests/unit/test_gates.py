@@ -43,6 +43,7 @@ def test_load(gate, request):
         pytest.skip("slow today")
     if gate.id == "expected-to-fail":
         request.node.add_marker(pytest.mark.xfail(reason="known"))
+        request.node.user_properties.append(("measured", {"value": 1.0}))
         raise ValueError
     if gate.id == "broken":
         raise ValueError("no such thing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -252,10 +252,10 @@ class Loading:
             if isinstance(module, VisionEncoder):
                 self.encoder = module
 
-        def stream(loader: WeightLoader) -> Iterator[tuple[str, torch.Tensor]]:
+        def stream(loader: WeightLoader, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
             assert self.encoder is not None
             self.devices.append({parameter.device.type for parameter in self.encoder.parameters()})
-            yield from real_stream(loader)
+            yield from real_stream(loader, names)
 
         patch.setattr(torch.nn.Module, "__init__", init)
         patch.setattr(WeightLoader, "stream", stream)

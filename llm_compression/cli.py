@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_compression import __version__
-from llm_compression.errors import LlmCompressionError
+from llm_compression.errors import ConfigError, LlmCompressionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--vision-only", action="store_true", help="leave out the text tower of a CLIPModel")
     for name, kind in _OVERRIDES.items():
         flag = f"--{name.replace('_', '-')}"
-        convert.add_argument(flag, type=kind, help=f"{name}, where the checkpoint does not say it")
+        convert.add_argument(
+            flag, type=kind, help=f"{name}, in place of what the checkpoint says; recorded in the file"
+        )
     convert.set_defaults(run=_convert)
 
     inspect = commands.add_parser(
@@ -144,6 +146,8 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"tensors     {report.num_tensors}, sha256 {report.tensors_sha256}")
     print(f"parameters  {report.num_params:,}")
     print(f"bytes       {report.bytes_in:,} in, {report.bytes_out:,} out")
+    for name, value in given.items():
+        print(f"overridden  {name}: {value}, whatever the checkpoint says")
     for reason, count in report.left_out.items():
         print(f"left out    {count} tensors: {reason}")
 
@@ -174,6 +178,8 @@ def _inspect(options: argparse.Namespace) -> None:
 def _encode(options: argparse.Namespace) -> None:
     from llm_compression.multimodal.vision_encoder import VisionEncoder
 
+    if options.output.is_dir():
+        raise ConfigError(f"{options.output}: a directory, expected the name of a file to write")
     encoder = VisionEncoder(options.model, options.device, options.dtype)
     embeddings = encoder.encode(
         options.images, normalize=not options.no_normalize, batch_size=options.batch_size, show_progress=None
@@ -225,7 +231,9 @@ def _write_embeddings(path: Path, images: Sequence[str], embeddings: Tensor) -> 
         else:
             values = pa.array(embeddings.flatten().numpy())
             column = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
-            pq.write_table(pa.table({"image": pa.array(images, pa.string()), "embedding": column}), partial)
+            pq.write_table(
+                pa.table({"image": pa.array(map(_text_of, images), pa.string()), "embedding": column}), partial
+            )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -254,6 +262,11 @@ def _print_similarity(images: Sequence[str], embeddings: Tensor) -> None:
 def _print_mapping(title: str, values: Any) -> None:
     for index, (key, value) in enumerate(values.items()):
         print(f"{title if index == 0 else '':10}  {key + ': ' if key else ''}{value}")
+
+
+def _text_of(path: str) -> str:
+    """A file's name as text; bytes that are none are shown as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _output(text: str) -> Path:

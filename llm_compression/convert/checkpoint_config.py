@@ -102,7 +102,7 @@ def from_huggingface(file: Path, has_projection: bool, overrides: Mapping[str, A
         raise CheckpointError(
             f"{file}: no hidden_act{' in vision_config' if whole else ''}, expected the activation; transformers reads "
             "such a file as 'quick_gelu'; if that is what the model was trained with, pass "
-            "overrides={'hidden_act': 'quick_gelu'}"
+            "overrides={'hidden_act': 'quick_gelu'} (on the command line, --hidden-act quick_gelu)"
         )
     return VisionConfig(**found)
 
@@ -201,7 +201,8 @@ def from_shapes(
         raise CheckpointError(
             f"{where}: {reason}, and no tensor shape says {' or '.join(unknown)}; "
             f"{'' if openai else 'put the open_clip_config.json of this model there, or '}"
-            "pass overrides={'hidden_act': 'quick_gelu' or 'gelu', 'num_heads': ...}"
+            "pass overrides={'hidden_act': 'quick_gelu' or 'gelu', 'num_heads': ...} "
+            "(on the command line, --hidden-act and --num-heads)"
         )
     return VisionConfig(**found)
 

@@ -129,6 +129,7 @@ def convert_checkpoint(
             "revision": checkpoint.revision,
             "sha256": sha256,
             "format": family,
+            **({"overrides": dict(overrides)} if overrides else {}),
         }
         preprocessing = _preprocessing(checkpoint)
         metadata = WeightMetadata(config=checkpoint.config.to_dict(), preprocessing=preprocessing, source=origin)

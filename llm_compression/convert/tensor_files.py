@@ -178,9 +178,10 @@ def _add_pickle(store: TensorStore, path: Path, stack: ExitStack) -> None:  # no
         # only the zip format of torch.save can be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # PyTorch's own text goes on to advise running the pickle's code
         raise CheckpointError(
-            f"{path}: holds more than tensors (or is no checkpoint), and running a pickle's code is not safe: {reason}"
+            f"{path}: no checkpoint, or one that holds more than tensors; a pickle's code is never run. "
+            "Expected safetensors, or a state dict of tensors alone"
         ) from error
     # in a damaged file the unpickler raises whatever it comes upon: IndexError, struct.error, UnicodeDecodeError, ...
     except Exception as error:

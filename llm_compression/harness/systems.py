@@ -64,7 +64,12 @@ def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
-    loaded: Any = CLIPVisionModelWithProjection.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    opened: Any = CLIPVisionModelWithProjection.from_pretrained(
+        model_path, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    loaded, info = opened
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"{model_path}: transformers would make these up: {sorted(info['missing_keys'])}")
     model = loaded.to(device).eval()
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -181,7 +181,7 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and packs(device, torch.bfloat16) and {"avx512_bf16", "amx_bf16"} & cpu_flags():
+    if device.type == "cpu" and packs(device, torch.bfloat16) and {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags():
         return torch.bfloat16
     return torch.float32
 

@@ -294,7 +294,10 @@ class WeightLoader:
                 batches = file.iter_batches(batch_size=1, row_groups=[group], columns=["data"], use_threads=False)
                 blobs = (view for batch in batches for view in binary_views(batch.column(0)))
                 for info in infos:
-                    data = next(blobs, None)
+                    try:
+                        data = next(blobs, None)
+                    except (pa.ArrowException, OSError) as error:
+                        raise WeightFormatError(f"{self.path}: {info.name}: damaged data: {error}") from error
                     self._check_data(info, data)
                     assert data is not None
                     yield info, data

@@ -140,6 +140,10 @@ class ImageProcessor:
             def submit(index: int) -> None:
                 chunk = range(starts[index], min(starts[index] + batch_size, len(sources)))
                 batch = buffers[index % 2][: len(chunk)]
+                for i in chunk:
+                    if isinstance(sources[i], Image.Image):
+                        # decoded here: two threads must not decode one lazily opened image
+                        read_image(sources[i], i)
                 tasks = [pool.submit(self._write, sources[i], i, batch[i - chunk.start]) for i in chunk]
                 queue.append((batch, tasks))
 

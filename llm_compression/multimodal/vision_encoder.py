@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal, overload
 
 import pyarrow as pa
@@ -256,6 +257,15 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         )
 
 
+@contextmanager
+def _naming(loader: WeightLoader) -> Iterator[None]:
+    """Put the file's name before what is wrong with its metadata."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{loader.path}: {error}") from error
+
+
 def _config_of(loader: WeightLoader, given: VisionConfig | None) -> VisionConfig:
     if loader.config is None:
         if given is None:
@@ -264,7 +274,8 @@ def _config_of(loader: WeightLoader, given: VisionConfig | None) -> VisionConfig
                 f"{loader.path.parent}, or VisionEncoder(..., config=VisionConfig(...))"
             )
         return given
-    found = VisionConfig.from_dict(tower_config(loader.config, "vision", loader.path))
+    with _naming(loader):
+        found = VisionConfig.from_dict(tower_config(loader.config, "vision", loader.path))
     if given is not None and given != found:
         raise ConfigError(f"{loader.path}: config {given}, the file says {found}")
     return found
@@ -274,7 +285,8 @@ def _processor_of(loader: WeightLoader, config: VisionConfig) -> ImageProcessor:
     if loader.metadata is None or not loader.metadata.preprocessing:
         return ImageProcessor(image_size=config.image_size)
     constants = loader.metadata.preprocessing
-    processor = ImageProcessor.from_dict(constants.get("vision", {}) if is_clip(loader.config) else constants)
+    with _naming(loader):
+        processor = ImageProcessor.from_dict(constants.get("vision", {}) if is_clip(loader.config) else constants)
     if processor.image_size != config.image_size:
         raise ConfigError(
             f"{loader.path}: preprocessing makes {processor.image_size} pixels, the model takes {config.image_size}"

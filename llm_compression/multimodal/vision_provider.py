@@ -89,7 +89,7 @@ class CLIPVisionProvider(VisionProvider):
         dtype: str | torch.dtype = "float32",
     ) -> None:
         try:
-            from transformers import CLIPVisionModelWithProjection
+            from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
             from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         except ImportError as error:
             raise ImportError(
@@ -98,7 +98,9 @@ class CLIPVisionProvider(VisionProvider):
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         try:
-            model: Any = CLIPVisionModelWithProjection.from_pretrained(os.fspath(model_path), dtype=self.dtype)
+            model, projects = _load_tower(
+                CLIPVisionModelWithProjection, CLIPVisionModel, os.fspath(model_path), self.dtype
+            )
             beside = Path(model_path) / "preprocessor_config.json"
             size = model.config.image_size
             self.processor: Any = (
@@ -106,14 +108,17 @@ class CLIPVisionProvider(VisionProvider):
                 if beside.is_file() or not Path(model_path).exists()
                 else CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
             )
-        except (OSError, ValueError, KeyError) as error:
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{model_path}: transformers cannot load it: {error}") from error
-        self.model = model.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()
+        self._projects = projects
 
     @property
     def dimension(self) -> int:
         """Width of an embedding."""
-        return int(self.model.config.projection_dim)
+        return int(self.model.config.projection_dim if self._projects else self.model.config.hidden_size)
 
     def encode(
         self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
@@ -133,6 +138,25 @@ class CLIPVisionProvider(VisionProvider):
             opened = [read_image(source, start + i) for i, source in enumerate(batch)]
             pixels = self.processor(opened, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
             with torch.inference_mode():
-                embeddings = self.model(pixel_values=pixels).image_embeds.float()
+                output = self.model(pixel_values=pixels)
+                embeddings = (output.image_embeds if self._projects else output.pooler_output).float()
             out[start : start + len(batch)] = torch.nn.functional.normalize(embeddings) if normalize else embeddings
         return out
+
+
+def _load_tower(projecting: Any, plain: Any, model_path: str, dtype: torch.dtype) -> tuple[Any, bool]:
+    """The image tower, and whether it has a projection; transformers fills what a checkpoint lacks with random numbers.
+
+    Raises:
+        CheckpointError: The checkpoint lacks a tensor of the tower, or one has another shape.
+    """
+    loaded = projecting.from_pretrained(model_path, dtype=dtype, output_loading_info=True)
+    projects = set(loaded[1]["missing_keys"]) != {"visual_projection.weight"}
+    if not projects:
+        loaded = plain.from_pretrained(model_path, dtype=dtype, output_loading_info=True)
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise CheckpointError(
+            f"{model_path}: missing {sorted(info['missing_keys'])}, mis-shaped {sorted(info['mismatched_keys'])}"
+        )
+    return model, projects

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -217,3 +219,29 @@ def test_python_m_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         runpy.run_module("llm_compression", run_name="__main__")
     assert exit_.value.code == 0
     assert capsys.readouterr().out.strip() == f"llm-compression {__version__}"
+
+
+def test_an_override_is_said_and_recorded(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """9.7: what takes the place of the checkpoint's own word is printed and stands in the file's metadata."""
+    assert main(["convert", str(checkpoint), str(tmp_path), "--num-heads", "2"]) == 0
+    assert "overridden  num_heads: 2" in capsys.readouterr().out
+    metadata = VisionEncoder(tmp_path).weight_loader.metadata
+    assert metadata is not None
+    assert metadata.source["overrides"] == {"num_heads": 2}
+
+
+def test_names_that_are_no_text_are_kept(model: Path, photos: list[str], tmp_path: Path) -> None:
+    """10.5: a file name that is not UTF-8 is written with its bytes shown as escapes."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    shutil.copy(photos[0], odd)
+    assert main(["encode", str(model), odd, "-o", str(tmp_path / "e.parquet")]) == 0
+    assert pq.read_table(tmp_path / "e.parquet").column("image").to_pylist() == [f"{tmp_path}/caf\\xe9.png"]
+
+
+def test_a_directory_is_no_output(
+    model: Path, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10.9: an output that cannot be written is refused before anything is computed."""
+    (tmp_path / "e.npy").mkdir()
+    assert main(["encode", str(model), photos[0], "-o", str(tmp_path / "e.npy")]) == 1
+    assert f"{tmp_path / 'e.npy'}: a directory" in capsys.readouterr().err

@@ -232,8 +232,16 @@ def test_constants_round_trip() -> None:
     """5.9: WHERE a Weight File carries preprocessing constants, THE VisionEncoder SHALL preprocess images with them: as
     JSON, and back the same."""
     processor = ImageProcessor(20, 24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "round")
-    again = ImageProcessor.from_dict(json.loads(json.dumps(processor.to_dict())))
-    assert again.to_dict() == processor.to_dict()
+    values = {
+        "image_size": 20,
+        "resize_size": 24,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "crop_offset": "round",
+    }
+    assert processor.to_dict() == values
+    again = ImageProcessor.from_dict(json.loads(json.dumps(values)))
+    assert again.to_dict() == values
     assert torch.equal(again(ARRAY), processor(ARRAY))
     defaults = ImageProcessor().to_dict()
     assert (defaults["image_size"], defaults["resize_size"], defaults["crop_offset"]) == (224, 224, "floor")
@@ -275,3 +283,15 @@ def test_missing_and_unknown_constants(name: str) -> None:
     del values[name]
     with pytest.raises(ConfigError, match=re.escape(f"preprocessing: missing ['{name}'], unknown []")):
         ImageProcessor.from_dict(values)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_one_lazily_opened_picture_many_times(tmp_path: Path, suffix: str) -> None:
+    """6.1: a picture that was opened and not yet decoded may stand several times in a batch."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a.{suffix}")
+    processor = ImageProcessor(32)
+    with Image.open(tmp_path / f"a.{suffix}") as picture:
+        (batch,) = [pixels.clone() for pixels in processor.batches([picture] * 6, 8)]
+    assert all(torch.equal(row, batch[0]) for row in batch)
+    assert torch.equal(batch[:1], processor(tmp_path / f"a.{suffix}"))

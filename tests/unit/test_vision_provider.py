@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from llm_compression import (
     ArrowVisionProvider,
@@ -102,6 +104,27 @@ def test_unreadable_image_is_an_error(checkpoint: Path, model: Path, photos: lis
         with pytest.raises(ImageError, match=r"image 2 \(.*broken\.png\)") as caught:
             provider.encode([photos[0], photos[1], broken, photos[2]], batch_size=2)
         assert (caught.value.position, caught.value.name) == (2, str(broken))
+
+
+def test_baseline_without_a_projection(tmp_path: Path, photos: list[Path]) -> None:
+    """11.2: the baseline of a checkpoint without a projection is its class row too, not a projection made up."""
+    source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_vision_bare")
+    convert_checkpoint(source, tmp_path / "model")
+    arrow, baseline = ArrowVisionProvider(tmp_path / "model", dtype="float32"), CLIPVisionProvider(source)
+    assert arrow.dimension == baseline.dimension == 32
+    cosine = torch.cosine_similarity(arrow.encode(photos).double(), baseline.encode(photos).double())
+    assert all(LIMIT.passes(value) for value in cosine.tolist())
+
+
+def test_baseline_makes_nothing_up(checkpoint: Path, tmp_path: Path) -> None:
+    """11.5: a tensor that the checkpoint lacks is an error, where transformers alone would fill it at random."""
+    folder = tmp_path / "lacking"
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vision_model.encoder.layers.1.mlp.fc1.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.fc1\.weight"):
+        CLIPVisionProvider(folder)
 
 
 def test_baseline_refuses(checkpoint: Path, tmp_path: Path) -> None:

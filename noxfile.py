@@ -105,6 +105,12 @@ def peers(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.peers.run", *session.posargs)
 
 
+@nox.session(venv_backend="none", requires=["environment"], default=False)
+def train_shapes(session: nox.Session) -> None:
+    """Train the small CLIP that ships with the package anew, seeded, on pictures drawn by Pillow."""
+    run_python(session, "-m", "llm_compression.models.train_shapes", *session.posargs)
+
+
 @nox.session
 def spec(session: nox.Session) -> None:
     """Read .kiro/specs and fail on a malformed criterion, a broken citation or a limit outside the gates' table."""

@@ -93,6 +93,15 @@ def test_weights_are_brought_to_the_computing_dtype(dtype: torch.dtype) -> None:
     assert layer(drawn(3, 24, dtype=dtype)).dtype == dtype
 
 
+def test_the_activation_comes_with_the_weights() -> None:
+    """2.4: WHERE `activation` is `quick_gelu`, THE InferenceCore SHALL apply `x * sigmoid(1.702 * x)` between the two
+    products of the MLP: weights that were scaled for a SiLU bring it along."""
+    layer, x, weight = Linear(24, 8, activation="quick_gelu"), drawn(3, 24), drawn(8, 24)
+    layer.load(weight, None, CPU, torch.float32, "silu")
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), F.silu(F.linear(x, weight)))
+
+
 def test_a_bias_does_not_keep_the_memory_it_was_read_into() -> None:
     """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model."""
     buffer = drawn(100)

@@ -251,6 +251,16 @@ def test_a_write_that_fails_leaves_what_was_there(path: Path, fails_at: int) -> 
     assert path.read_bytes() == before
 
 
+def test_a_new_file_takes_the_place_of_the_old_at_once(path: Path) -> None:
+    """9.6: IF a conversion is killed, THEN THE convert_checkpoint SHALL leave at the target path the previous file or
+    none: who has the previous one open goes on reading it."""
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        write_weights(path, [("other", torch.ones(2))], METADATA)
+        assert reader.read() == before
+    assert pq.read_table(path)["layer_name"].to_pylist() == ["other"]
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [

@@ -108,7 +108,8 @@ def test_intermediates_on_random_configurations(assert_within: AssertWithin, con
     # the last hidden state of the blocks, before the post-layernorm
     expected |= {f"transformer.{i}": state for i, state in enumerate(out.hidden_states[1:])}
     for name, tensor in expected.items():
-        assert_within("precision-float32-b16", steps[name].flatten(0, -2), tensor.flatten(0, -2))
+        # a row for each image: a single token may all but cancel, and have no digits to compare
+        assert_within("precision-float32-b16", steps[name].flatten(1), tensor.flatten(1))
 
 
 @given(seed=SEEDS, activation=st.sampled_from(("quick_gelu", "gelu")), projection=st.sampled_from((48, None)))

@@ -25,7 +25,7 @@ from tests.sentences import SENTENCES
 if TYPE_CHECKING:
     from llm_compression.harness.spec import Gate
 
-CALLS: Final = 100
+CALLS: Final = 300
 PROCESSES: Final = 5
 PICTURES: Final = 960
 
@@ -81,8 +81,10 @@ def test_latency(model: Path, record: Record) -> None:
     """WHEN one sentence is encoded, THE ArrowEngine SHALL be as much faster than transformers as asked (15.10)."""
     engine = ArrowEngine(model)
     times = measure_latency({"transformers": reference(checkpoint_path()), "here": engine.encode}, CALLS)
+    # what other processes do to a call of two threads is not what is measured
+    undisturbed = {name: statistics.quantiles(values, n=10)[0] for name, values in times.items()}
     medians = {name: statistics.median(values) for name, values in times.items()}
-    record(medians["transformers"] / medians["here"], dtype=str(engine.dtype), median_ms=medians)
+    record(undisturbed["transformers"] / undisturbed["here"], dtype=str(engine.dtype), p10=undisturbed, median=medians)
 
 
 @pytest.mark.metric("load_ratio")

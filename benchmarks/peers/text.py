@@ -117,11 +117,12 @@ def main() -> int:
         times = measure_latency(
             {"transformers": embed, "here float32": single.encode, "here bfloat16": half.encode}, options.calls
         )
-        base = statistics.median(times["transformers"])
+        base = statistics.quantiles(times["transformers"], n=10)[0]
         print(f"\none sentence, {options.threads} threads, {options.calls} calls in turn")
         for name, values in times.items():
-            middle, late = statistics.median(values), statistics.quantiles(values, n=10)[-1]
-            print(f"  {name:14} median {middle:6.2f} ms  p90 {late:6.2f} ms  {base / middle:5.2f} times transformers")
+            early, late = (statistics.quantiles(values, n=10)[i] for i in (0, -1))
+            shown = f"p10 {early:6.2f} ms  median {statistics.median(values):6.2f} ms  p90 {late:6.2f} ms"
+            print(f"  {name:14} {shown}  {base / early:5.2f} times as fast as transformers (p10)")
         print(f"\nload, {options.rounds} fresh processes each")
         systems = [name for name in LOADS if name == "here" or importlib.util.find_spec(name.replace("-", "_"))]
         loads = {

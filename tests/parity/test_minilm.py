@@ -119,6 +119,6 @@ def test_texts_are_cut_at_256_tokens(engine: ArrowEngine, tokenizer: Any) -> Non
 
 
 def test_bfloat16_stays_close(engine: ArrowEngine, reference: Tensor, assert_within: AssertWithin) -> None:
-    """15.11: in bfloat16 the cosine to the reference is within the limit of gate `precision-bfloat16-minilm`."""
+    """15.10: in bfloat16 the cosine to the reference is within the limit of gate `precision-bfloat16-minilm`."""
     half = ArrowEngine(engine.encoder.weight_loader.path, dtype="bfloat16")
     assert_within("precision-bfloat16-minilm", half.encode(SENTENCES), reference)

@@ -117,6 +117,19 @@ def test_another_schema_or_rows_that_do_not_fit(tmp_path: Path, changes: dict[st
     assert str(path) in str(caught.value)
 
 
+def test_page_checksums_are_looked_at(tmp_path: Path) -> None:
+    """4.5: IF a byte of a Weight File is flipped, THEN THE WeightLoader SHALL raise WeightFormatError or yield the
+    tensors and metadata that were written: in the Earlier Layout too, where its writer put checksums on the pages."""
+    path = tmp_path / "weights.parquet"
+    pq.write_table(rows(), path, write_page_checksum=True, compression="none", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    # once in the page, before that in no statistics
+    data[data.rindex(np.array([1, 2], np.float32).tobytes(), 0, data.index(b"layer_name"))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightFormatError, match=r"(?i)crc"):
+        WeightLoader(path).load_weights()
+
+
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:
     """4.4: IF a Weight File is truncated, empty, not Parquet or of another schema, THEN THE WeightLoader SHALL raise
     WeightFormatError with the path and what was found."""

@@ -1,6 +1,6 @@
 """Gates of texts: all-MiniLM-L6-v2 against transformers, and what the model that ships knows.
 
-Metrics ``text_relative_error``, ``text_cosine``, ``latency_ratio``, ``load_ratio``, ``accuracy`` and ``file_size``.
+Metrics ``text_relative_error``, ``text_cosine``, ``accuracy`` and ``file_size``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Multi-head attention in the form that is fastest for the processor, dtype and token count at hand.
 
-The choice rests on ``benchmarks/peers/attention.py``, which times both forms on the machine it runs on.
+``benchmarks/peers/attention.py`` times both forms on the machine it runs on, and says where the choice is the slower.
 """
 
 from __future__ import annotations

@@ -98,7 +98,6 @@ class WeightMetadata:
             decoded = {key.decode(): value.decode() for key, value in (stored or {}).items()}
         except UnicodeDecodeError as error:
             raise WeightFormatError(f"{where}: the file's metadata is not text: {error}") from error
-        decoded.pop("ARROW:schema", None)
         ours = {key: value for key, value in decoded.items() if key.startswith(KEY_PREFIX)}
         if not ours:
             return None

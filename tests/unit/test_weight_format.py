@@ -225,8 +225,8 @@ def test_the_report(tmp_path: Path) -> None:
 
 
 def test_the_same_tensors_give_the_same_file(tmp_path: Path) -> None:
-    """3.6: WHEN any table of tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the same
-    names, dtypes, shapes and bits."""
+    """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
+    same names, dtypes, shapes and bits."""
     for name in ("a", "b"):
         write_weights(tmp_path / name, table().items(), METADATA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -289,8 +289,8 @@ def stored(**changes: Any) -> dict[bytes, bytes]:
 
 
 def test_metadata_reads_back() -> None:
-    """3.6: WHEN any table of tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the same
-    names, dtypes, shapes and bits: and the metadata that was written."""
+    """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
+    same names, dtypes, shapes and bits: and the metadata that was written."""
     assert WeightMetadata.from_key_values(stored(), "f") == METADATA
     assert WeightMetadata.from_key_values({**stored(), b"ARROW:schema": b"x", b"other": b"y"}, "f") == METADATA
     for nothing in (None, {}, {b"ARROW:schema": b"x"}, {b"pandas": b"{}"}):

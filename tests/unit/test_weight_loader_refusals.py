@@ -190,8 +190,8 @@ def test_rows_changed_under_the_metadata(
 
 
 def test_rows_in_another_order_are_the_same_tensors(path: Path) -> None:
-    """3.6: WHEN any table of tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the same
-    names, dtypes, shapes and bits; verifying the hash over them sees another order."""
+    """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
+    same names, dtypes, shapes and bits; verifying the hash over them sees another order."""
     rewrite(path, lambda found: found.reverse())
     loader = WeightLoader(path)
     found = loader.load_weights()

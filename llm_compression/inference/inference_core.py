@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from llm_compression.errors import ConfigError
 from llm_compression.inference.attention import attention
-from llm_compression.inference.linear import Linear, fold_activation, kept
+from llm_compression.inference.linear import QUICK_GELU_SCALE, Linear, kept, scaled
+from llm_compression.inference.placement import Slot
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
@@ -53,6 +54,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.pre_norm = num_heads, norm == "pre"
+        self.folds, self.mlp_scale = self.pre_norm and activation == "quick_gelu", 1.0  # see `slots`
         self.norm1 = nn.LayerNorm(hidden_size, layer_norm_eps)
         self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
@@ -65,7 +67,7 @@ class TransformerLayer(nn.Module):
         residual = x[:, :1] if first_token_only else x
         if self.pre_norm:
             x = residual + self.attend(self.norm1(x), mask, causal, first_token_only)
-            return x + self.mlp(self.norm2(x))
+            return torch.add(x, self.mlp(self.norm2(x)), alpha=self.mlp_scale)
         x = self.norm1(residual + self.attend(x, mask, causal, first_token_only))
         out: Tensor = self.norm2(x + self.mlp(x))
         return out
@@ -81,23 +83,27 @@ class TransformerLayer(nn.Module):
         out: Tensor = self.fc2(self.fc1(x))
         return out
 
-    def load(
-        self, tensors: Mapping[str, Tensor], names: Mapping[str, str], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """Take the block's tensors, named as ``names`` says, without the block's prefix."""
+    def slots(self, prefix: str, names: Mapping[str, str], device: torch.device, dtype: torch.dtype) -> Iterator[Slot]:
+        """What takes the block's tensors, named ``prefix + names[part] + ".weight"`` or ``".bias"``."""
 
-        def pair(part: str) -> tuple[Tensor, Tensor]:
-            return tensors[f"{names[part]}.weight"], tensors[f"{names[part]}.bias"]
+        def of(*parts: str) -> tuple[str, ...]:
+            return tuple(f"{prefix}{names[part]}.{kind}" for kind in ("weight", "bias") for part in parts)
 
-        q, k, v = pair("q"), pair("k"), pair("v")
-        fc1, fc2 = pair("fc1"), pair("fc2")
-        activation, fc1_weight, fc1_bias, fc2_weight = fold_activation(self.fc1.activation, *fc1, fc2[0], dtype)
-        load_norm(self.norm1, *pair("norm1"), device, dtype)
-        self.qkv.load(torch.cat((q[0], k[0], v[0])), torch.cat((q[1], k[1], v[1])), device, dtype)
-        self.out.load(*pair("out"), device, dtype)
-        load_norm(self.norm2, *pair("norm2"), device, dtype)
-        self.fc1.load(fc1_weight, fc1_bias, device, dtype, activation)
-        self.fc2.load(fc2_weight, fc2[1], device, dtype)
+        def qkv(*tensors: Tensor) -> None:
+            self.qkv.load(torch.cat(tensors[:3]), torch.cat(tensors[3:]), device, dtype)
+
+        yield norm_slot(self.norm1, of("norm1"), device, dtype)
+        yield Slot(of("q", "k", "v"), qkv)
+        yield Slot(of("out"), lambda weight, bias: self.out.load(weight, bias, device, dtype))
+        scale = 1.0
+        if self.folds:
+            # SiLU in disguise, which runs inside the product: s times quick_gelu(x) is silu(s x), s = 1.702. The norm
+            # in front and the biases are multiplied by s, the sum with the residual divides; no weight is touched.
+            scale = QUICK_GELU_SCALE
+            self.fc1.activation, self.mlp_scale = "silu", 1 / scale
+        yield norm_slot(self.norm2, of("norm2"), device, dtype, scale)
+        yield Slot(of("fc1"), lambda weight, bias: self.fc1.load(weight, scaled(bias, scale, dtype), device, dtype))
+        yield Slot(of("fc2"), lambda weight, bias: self.fc2.load(weight, scaled(bias, scale, dtype), device, dtype))
 
 
 class InferenceCore(nn.Module):
@@ -176,18 +182,18 @@ class InferenceCore(nn.Module):
                 on_layer(index, x)
         return x
 
-    def load_layer(
-        self,
-        index: int,
-        tensors: Mapping[str, Tensor],
-        names: Mapping[str, str],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        """Give one block its tensors, as `TransformerLayer.load` does."""
-        layer = self.layers[index]
-        assert isinstance(layer, TransformerLayer)
-        layer.load(tensors, names, device, dtype)
+    def slots(self, prefix: str, names: Mapping[str, str], device: torch.device, dtype: torch.dtype) -> Iterator[Slot]:
+        """What takes the tensors of all blocks.
+
+        Args:
+            prefix: What stands before the number of a block in their names.
+            names: The name in the file of each part of a block.
+            device: Where the stack runs.
+            dtype: What it computes in.
+        """
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, TransformerLayer)
+            yield from layer.slots(f"{prefix}{index}.", names, device, dtype)
 
     def _mask(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
         """Boolean (n, 1, 1 or tokens, tokens), True where a key takes part; None without padding."""
@@ -208,7 +214,12 @@ class InferenceCore(nn.Module):
         return keep & torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
 
 
-def load_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a layer norm its weights."""
-    norm.weight = kept(weight, device, dtype)
-    norm.bias = kept(bias, device, dtype)
+def norm_slot(
+    norm: nn.LayerNorm, names: tuple[str, ...], device: torch.device, dtype: torch.dtype, scale: float = 1
+) -> Slot:
+    """What takes the weight and bias of a layer norm, by their names, and multiplies what comes out by a scale."""
+
+    def take(*tensors: Tensor) -> None:
+        norm.weight, norm.bias = (kept(scaled(tensor, scale, dtype), device, dtype) for tensor in tensors)
+
+    return Slot(names, take)

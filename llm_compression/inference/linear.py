@@ -51,9 +51,7 @@ class Linear(nn.Linear):
         self.activation = activation
         self._packed: Tensor | None = None
 
-    def load(
-        self, weight: Tensor, bias: Tensor | None, device: torch.device, dtype: torch.dtype, activation: str = "none"
-    ) -> None:
+    def load(self, weight: Tensor, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
         """Take the weights: packed where this machine can, as they are elsewhere.
 
         Args:
@@ -61,9 +59,7 @@ class Linear(nn.Linear):
             bias: (out_features,), or None.
             device: Where the layer runs.
             dtype: What it computes in.
-            activation: Replaces the layer's activation, as `fold_activation` says.
         """
-        self.activation = activation
         self.bias = None if bias is None else kept(bias, device, dtype)  # type: ignore[assignment]  # as in nn.Linear
         weight = weight.to(device, dtype)
         if packs(device, dtype):
@@ -121,22 +117,9 @@ def linear_pointwise(x: Tensor, packed: Tensor, bias: Tensor | None, activation:
     return out if activation in _FUSED else _FUNCTIONS[activation](out)
 
 
-def fold_activation(
-    activation: str, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, dtype: torch.dtype
-) -> tuple[str, Tensor, Tensor, Tensor]:
-    """Rewrite an MLP so that its activation is one that runs inside the product.
-
-    quick_gelu is SiLU in disguise: ``x * sigmoid(s x) = silu(s x) / s``. So fc1 is multiplied by s = 1.702 and fc2
-    divided by it. Each is rounded once: in the wider of its own dtype and the one that computes.
-    """
-    if activation != "quick_gelu":
-        return activation, fc1_weight, fc1_bias, fc2_weight
-
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.to(torch.promote_types(tensor.dtype, dtype))
-
-    s = QUICK_GELU_SCALE
-    return "silu", wide(fc1_weight) * s, wide(fc1_bias) * s, wide(fc2_weight) / s
+def scaled(tensor: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """``tensor * factor``, rounded once: in the wider of its own dtype and the one that computes."""
+    return tensor if factor == 1 else tensor.to(torch.promote_types(tensor.dtype, dtype)) * factor
 
 
 @cache

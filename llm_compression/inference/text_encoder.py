@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from llm_compression.embedding_provider import require_batch_size
 from llm_compression.errors import ConfigError, LlmCompressionError, TextError
-from llm_compression.inference.block_stream import stream_blocks
 from llm_compression.inference.clip_file import OUTSIDE_TEXT, is_clip, tower_config
-from llm_compression.inference.inference_core import InferenceCore, load_norm
+from llm_compression.inference.inference_core import InferenceCore, norm_slot
 from llm_compression.inference.linear import Linear, frozen, kept, resolve_device, resolve_dtype
-from llm_compression.inference.memory import release_memory
+from llm_compression.inference.placement import Slot, place
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.threads import limit_threads
 from llm_compression.inference.weight_loader import WeightLoader
@@ -78,8 +77,7 @@ class TextEncoder(nn.Module):
             self.text_projection = (
                 None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
             )
-        self._load()
-        release_memory()
+        place(self.weight_loader, self._slots())
         self.eval()
 
     @property
@@ -209,36 +207,33 @@ class TextEncoder(nn.Module):
         places = torch.arange(longest, device=self.device)
         return ids, places >= torch.tensor(lengths, device=self.device)[:, None]
 
-    def _load(self) -> None:
-        """Stream the weights, a block at a time, each straight to where it is used."""
-        config, ends = self.config, dict[str, Tensor]()
-        for index, tensors in stream_blocks(self.weight_loader, config.expected_shapes(), config.layer_prefix):
-            if index is not None:
-                self.transformer.load_layer(index, tensors, config.layer_names, self.device, self.dtype)
-                continue
-            for name, tensor in tensors.items():
-                if name.endswith((".word_embeddings.weight", ".token_embedding.weight")):
-                    # by far the largest tensor, alone in the buffer it was read into: no copy
-                    self.token_embedding = frozen(tensor.to(self.device, self.dtype))
-                else:
-                    ends[name] = tensor
-        self._load_ends(ends)
+    def _slots(self) -> Iterator[Slot]:
+        """What takes the tensors of the encoder."""
+        config, device, dtype = self.config, self.device, self.dtype
 
-    def _load_ends(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what is outside the blocks."""
-        device, dtype = self.device, self.dtype
-        if self.config.is_bert:
-            positions = tensors["embeddings.position_embeddings.weight"].float()
+        def take_tokens(weight: Tensor) -> None:
+            # by far the largest tensor, alone in the buffer it was read into: no copy where the dtype is the file's
+            self.token_embedding = frozen(weight.to(device, dtype))
+
+        def take_positions(positions: Tensor, types: Tensor | None = None) -> None:
             # every token of a lone text is of type 0
-            positions = positions + tensors["embeddings.token_type_embeddings.weight"][0].float()
+            positions = positions if types is None else positions.float() + types[0].float()
+            self.position_embedding = kept(positions, device, dtype)
+
+        if config.is_bert:
+            yield Slot(("embeddings.word_embeddings.weight",), take_tokens)
+            positions = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
+            yield Slot(positions, take_positions)
             norm, norm_dtype = "embeddings.LayerNorm", dtype
         else:
-            positions = tensors["text_model.embeddings.position_embedding.weight"]
+            yield Slot(("text_model.embeddings.token_embedding.weight",), take_tokens)
+            yield Slot(("text_model.embeddings.position_embedding.weight",), take_positions)
             norm, norm_dtype = "text_model.final_layer_norm", torch.float32
-        self.position_embedding = kept(positions, device, dtype)
-        load_norm(self.layernorm, tensors[f"{norm}.weight"], tensors[f"{norm}.bias"], device, norm_dtype)
+        yield norm_slot(self.layernorm, (f"{norm}.weight", f"{norm}.bias"), device, norm_dtype)
+        yield from self.transformer.slots(config.layer_prefix, config.layer_names, device, dtype)
         if self.text_projection is not None:
-            self.text_projection.load(tensors["text_projection.weight"], None, device, torch.float32)
+            load = self.text_projection.load
+            yield Slot(("text_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TextEncoder:  # noqa: ARG002  # PyTorch's
         raise LlmCompressionError("a TextEncoder stays where it was built: pass device and dtype to TextEncoder(...)")

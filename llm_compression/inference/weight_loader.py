@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,7 +142,7 @@ class WeightLoader:
             raise WeightFormatError(f"{self.path}: the tensors do not fit the model\n  " + "\n  ".join(problems))
 
     def stream(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor in file order, one in memory at a time; the next is read while the caller works on this one.
+        """Every tensor in file order, one in memory at a time.
 
         Args:
             names: Only these; row groups that hold none of them are not read.
@@ -156,17 +156,12 @@ class WeightLoader:
         groups: Iterable[int] = range(self._num_row_groups)
         if names is not None:
             groups = sorted({self.tensors[name].row_group for name in names})
-        reader = self._read_tensors(groups, names)
-        with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
-            try:
-                ahead = pool.submit(next, reader, None)
-                while (pair := ahead.result()) is not None:
-                    ahead = pool.submit(next, reader, None)
-                    yield pair
-                    del pair  # before the next one is waited for
-            finally:
-                ahead.result()
-                reader.close()
+        yield from self._read_tensors(groups, names)
+
+    def by_row_group(self, names: Iterable[str]) -> list[list[str]]:
+        """Some tensors, those of a row group together, in file order; several threads may `stream` a list each."""
+        chosen = sorted(names, key=lambda name: self.tensors[name].row_group)
+        return [list(group) for _, group in groupby(chosen, key=lambda name: self.tensors[name].row_group)]
 
     def load_weights(self) -> dict[str, torch.Tensor]:
         """Every tensor by name; the whole model in memory, in the dtype of the file.

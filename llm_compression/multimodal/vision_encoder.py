@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, overload
 
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
 from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
-from llm_compression.inference.block_stream import stream_blocks
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, load_norm
+from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, norm_slot
 from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_device, resolve_dtype
-from llm_compression.inference.memory import release_memory
+from llm_compression.inference.placement import Slot, place
 from llm_compression.inference.threads import limit_threads
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
@@ -115,8 +114,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
             self.visual_projection = (
                 None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
             )
-        self._load()
-        release_memory()
+        place(self.weight_loader, self._slots())
         self.eval()
 
     @property
@@ -225,31 +223,29 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         values = pa.Array.from_buffers(pa.float32(), embeddings.numel(), [None, pa.py_buffer(embeddings.numpy())])
         return pa.FixedSizeListArray.from_arrays(values, self.dimension)
 
-    def _load(self) -> None:
-        """Stream the weights, a block at a time, each straight to where it is used."""
-        ends: dict[str, Tensor] = {}
-        for index, tensors in stream_blocks(self.weight_loader, self.config.expected_shapes(), _LAYER_PREFIX):
-            if index is None:
-                ends |= tensors
-            else:
-                self.transformer.load_layer(index, tensors, CLIP_LAYER_NAMES, self.device, self.dtype)
-        self._load_ends(ends)
-
-    def _load_ends(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what is outside the blocks."""
+    def _slots(self) -> Iterator[Slot]:
+        """What takes the tensors of the tower."""
         device, dtype, embeddings = self.device, self.dtype, "vision_model.embeddings."
-        self.patch_embedding.projection.load(tensors[f"{embeddings}patch_embedding.weight"], device, dtype)
-        self.cls_token = kept(tensors[f"{embeddings}class_embedding"], device, dtype)
-        self.position_embedding = kept(tensors[f"{embeddings}position_embedding.weight"], device, dtype)
+
+        def take_class(tensor: Tensor) -> None:
+            self.cls_token = kept(tensor, device, dtype)
+
+        def take_positions(tensor: Tensor) -> None:
+            self.position_embedding = kept(tensor, device, dtype)
+
+        projection = self.patch_embedding.projection
+        yield Slot((f"{embeddings}patch_embedding.weight",), lambda weight: projection.load(weight, device, dtype))
+        yield Slot((f"{embeddings}class_embedding",), take_class)
+        yield Slot((f"{embeddings}position_embedding.weight",), take_positions)
         for norm, name, its_dtype in (
-            (self.pre_layernorm, "pre_layrnorm", dtype),
-            (self.post_layernorm, "post_layernorm", torch.float32),
+            (self.pre_layernorm, "vision_model.pre_layrnorm", dtype),
+            (self.post_layernorm, "vision_model.post_layernorm", torch.float32),
         ):
-            load_norm(
-                norm, tensors[f"vision_model.{name}.weight"], tensors[f"vision_model.{name}.bias"], device, its_dtype
-            )
+            yield norm_slot(norm, (f"{name}.weight", f"{name}.bias"), device, its_dtype)
+        yield from self.transformer.slots(_LAYER_PREFIX, CLIP_LAYER_NAMES, device, dtype)
         if self.visual_projection is not None:
-            self.visual_projection.load(tensors["visual_projection.weight"], None, device, torch.float32)
+            load = self.visual_projection.load
+            yield Slot(("visual_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VisionEncoder:  # noqa: ARG002  # PyTorch's
         raise LlmCompressionError(

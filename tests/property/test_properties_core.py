@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_compression.inference import linear
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore
+from llm_compression.inference.inference_core import InferenceCore
+from tests.cores import fill_core
 from tests.strategies import SEEDS
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Stack:
             norm=self.norm,
             causal=self.causal,
         )
-        for index, block in enumerate(weights):
-            core.load_layer(index, block, CLIP_LAYER_NAMES, CPU, dtype)
+        fill_core(core, weights, dtype)
         return core
 
     def reference(self, weights: list[Weights], x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:

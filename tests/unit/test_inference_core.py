@@ -13,6 +13,7 @@ from torch import nn
 from llm_compression.errors import ConfigError
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, TransformerLayer
 from llm_compression.inference.linear import Linear
+from tests.cores import fill_core
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "num_layers": 3, "num_heads": 3, "intermediate_size": 20}
 CPU = torch.device("cpu")
@@ -38,8 +39,7 @@ def block_tensors(seed: int, width: int = 12, mlp: int = 20) -> dict[str, torch.
 
 def loaded(dtype: torch.dtype = torch.float32, **options: Any) -> InferenceCore:
     core = InferenceCore(**SIZES, **options)
-    for index in range(3):
-        core.load_layer(index, block_tensors(index), CLIP_LAYER_NAMES, CPU, dtype)
+    fill_core(core, [block_tensors(index) for index in range(3)], dtype)
     return core
 
 
@@ -86,17 +86,21 @@ def test_post_norm_norms_the_residual() -> None:
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
-def test_the_activation_is_between_the_products(activation: str) -> None:
+def test_the_activation_is_between_the_products(activation: str, norm: str) -> None:
     """2.4: WHERE `activation` is `quick_gelu`, THE InferenceCore SHALL apply `x * sigmoid(1.702 * x)` between the two
     products of the MLP; 2.5: WHERE `activation` is `gelu`, the exact GELU, through the error function."""
-    layer = loaded(activation=activation).layers[0]
+    layer = loaded(activation=activation, norm=norm).layers[0]
     assert isinstance(layer, TransformerLayer)
+    assert layer.fc1.activation == ("silu" if (activation, norm) == ("quick_gelu", "pre") else activation)
     block, x = block_tensors(0), tokens().double()
     inner = x @ block["mlp.fc1.weight"].double().T + block["mlp.fc1.bias"].double()
     inner *= torch.sigmoid(1.702 * inner) if activation == "quick_gelu" else (1 + torch.erf(inner / 2**0.5)) / 2
     expected = inner @ block["mlp.fc2.weight"].double().T + block["mlp.fc2.bias"].double()
-    torch.testing.assert_close(layer.mlp(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
+    # in pre-norm order the norm in front multiplies what the sum with the residual divides
+    found = layer.mlp(x.float() / layer.mlp_scale) * layer.mlp_scale
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -200,13 +204,15 @@ def test_other_names_for_a_block() -> None:
     = x + mlp(norm2(x))`: from a block whose tensors another family of checkpoints named."""
     names = {part: f"other.{part}" for part in CLIP_LAYER_NAMES}
     core, renamed = loaded(), InferenceCore(**SIZES)
-    for index in range(3):
-        block = {
+    blocks = [
+        {
             f"other.{part}.{kind}": block_tensors(index)[f"{name}.{kind}"]
             for part, name in CLIP_LAYER_NAMES.items()
             for kind in ("weight", "bias")
         }
-        renamed.load_layer(index, block, names, CPU, torch.float32)
+        for index in range(3)
+    ]
+    fill_core(renamed, blocks, torch.float32, names)
     with torch.inference_mode():
         assert torch.equal(core(tokens()), renamed(tokens()))
 

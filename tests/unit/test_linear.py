@@ -18,10 +18,9 @@ from llm_compression.inference.linear import (
     PatchConv2d,
     auto_dtype,
     cpu_flags,
-    fold_activation,
     packs,
-    quick_gelu,
     resolve_dtype,
+    scaled,
 )
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from tests.strategies import random_pixels
@@ -73,7 +72,7 @@ def test_packed_and_plain_give_the_same(
         with monkeypatch.context() as patch:
             patch.setattr(linear, "packs", lambda _device, _dtype, answer=packed: answer)
             layer = Linear(24, 37, bias, activation)
-            layer.load(weight, offset, CPU, dtype, activation)
+            layer.load(weight, offset, CPU, dtype)
             assert layer.weight.is_meta is packed
         with torch.inference_mode():
             results.append(layer(x))
@@ -91,15 +90,6 @@ def test_weights_are_brought_to_the_computing_dtype(dtype: torch.dtype) -> None:
     layer.load(stored, drawn(8), CPU, dtype)
     assert layer.bias.dtype == dtype
     assert layer(drawn(3, 24, dtype=dtype)).dtype == dtype
-
-
-def test_the_activation_comes_with_the_weights() -> None:
-    """2.4: WHERE `activation` is `quick_gelu`, THE InferenceCore SHALL apply `x * sigmoid(1.702 * x)` between the two
-    products of the MLP: weights that were scaled for a SiLU bring it along."""
-    layer, x, weight = Linear(24, 8, activation="quick_gelu"), drawn(3, 24), drawn(8, 24)
-    layer.load(weight, None, CPU, torch.float32, "silu")
-    with torch.inference_mode():
-        torch.testing.assert_close(layer(x), F.silu(F.linear(x, weight)))
 
 
 def test_a_bias_does_not_keep_the_memory_it_was_read_into() -> None:
@@ -190,7 +180,7 @@ def test_operators_that_are_missing_or_wrong_are_not_used(
     assert packs(CPU, dtype) is False
     x, weight, offset = drawn(5, 24, dtype=dtype), drawn(8, 24, dtype=dtype), drawn(8, dtype=dtype)
     layer = Linear(24, 8, activation="gelu")
-    layer.load(weight, offset, CPU, dtype, "gelu")
+    layer.load(weight, offset, CPU, dtype)
     torch.testing.assert_close(layer(x), F.gelu(F.linear(x, weight, offset)))
 
 
@@ -210,33 +200,17 @@ def test_an_encoder_without_the_private_operators(
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
-def test_folding_quick_gelu(stored: torch.dtype, computed: torch.dtype) -> None:
+def test_scaling_rounds_once(stored: torch.dtype, computed: torch.dtype) -> None:
     """2.4: WHERE `activation` is `quick_gelu`, THE InferenceCore SHALL apply `x * sigmoid(1.702 * x)` between the two
-    products of the MLP: as a SiLU of scaled weights, each of which is rounded once."""
-    fc1, bias, fc2 = drawn(9, 6, dtype=stored), drawn(9, dtype=stored), drawn(6, 9, dtype=stored)
-    activation, *folded = fold_activation("quick_gelu", fc1, bias, fc2, computed)
+    products of the MLP: as a SiLU of what a scaled norm and bias give, each of which is rounded once."""
+    tensor = drawn(9, 6, dtype=stored)
+    found, exact = scaled(tensor, 1.702, computed), tensor.double() * 1.702
     wide = torch.float32 if torch.float32 in (stored, computed) or stored != computed else torch.bfloat16
-    exact = (fc1.double() * 1.702, bias.double() * 1.702, fc2.double() / 1.702)
-    assert activation == "silu"
-    for tensor, expected in zip(folded, exact, strict=True):
-        assert tensor.dtype == wide
-        ulp = torch.finfo(wide).eps
-        # rounded once: half a unit in the last place, and what the scale itself is rounded by
-        assert bool(((tensor.double() - expected).abs() <= 0.51 * ulp * expected.abs() + 2e-7 * expected.abs()).all())
-    # in exact arithmetic the rewritten MLP is the same function
-    x = drawn(4, 6).double()
-    inner = x @ fc1.double().T + bias.double()
-    scaled = F.silu(x @ exact[0].T + exact[1])
-    torch.testing.assert_close(scaled @ exact[2].T, quick_gelu(inner) @ fc2.double().T, rtol=1e-12, atol=1e-12)
-
-
-def test_gelu_is_left_as_it_is() -> None:
-    """2.5: WHERE `activation` is `gelu`, THE InferenceCore SHALL apply the exact GELU, through the error function,
-    between the two products of the MLP."""
-    weights = drawn(9, 6), drawn(9), drawn(6, 9)
-    activation, *folded = fold_activation("gelu", *weights, torch.bfloat16)
-    assert activation == "gelu"
-    assert all(before is after for before, after in zip(weights, folded, strict=True))
+    assert found.dtype == wide
+    # half a unit in the last place, and what the factor itself is rounded by
+    allowed = 0.51 * torch.finfo(wide).eps * exact.abs() + 2e-7 * exact.abs()
+    assert bool(((found.double() - exact).abs() <= allowed).all())
+    assert scaled(tensor, 1, computed) is tensor
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,12 @@ import torch
 
 from llm_compression.errors import ConfigError
 from llm_compression.inference import threads
-from llm_compression.inference.threads import NUM_THREADS_VARIABLE, available_cpus, limit_threads
+from llm_compression.inference.threads import (
+    NUM_THREADS_VARIABLE,
+    available_cpus,
+    limit_threads,
+    single_threaded_pool,
+)
 
 UNLIMITED = 1 << 20
 
@@ -138,3 +145,39 @@ def test_pytorch_is_lowered_and_never_raised(monkeypatch: pytest.MonkeyPatch, be
         assert torch.get_num_threads() == after
     finally:
         torch.set_num_threads(found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pool_computes_with_one_thread_each_and_changes_nothing_else(count: int) -> None:
+    """8.1: each thread of a pool has one PyTorch thread; this one, and one that starts later, have what they had."""
+    found = torch.get_num_threads()
+
+    def in_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    try:
+        torch.set_num_threads(2)
+        meet = threading.Barrier(count)
+
+        def threads_here(_number: int) -> int:
+            meet.wait()  # so that each thread of the pool answers
+            return torch.get_num_threads()
+
+        with single_threaded_pool(count) as pool:
+            assert list(pool.map(threads_here, range(count))) == [1] * count
+            assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2)
+        assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2)
+    finally:
+        torch.set_num_threads(found)
+
+
+def test_a_pool_that_cannot_start_its_threads_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.1: the system's refusal of a thread is raised."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"), single_threaded_pool(2):
+        pytest.fail("there is no pool")

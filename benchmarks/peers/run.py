@@ -7,8 +7,6 @@ order, so that a machine that slows down or speeds up meets them all alike. The 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +15,9 @@ from statistics import median
 from typing import Final
 
 from benchmarks.peers.exports import export
+from benchmarks.peers.files import measure_files
 from benchmarks.peers.report import write_report
+from llm_compression.harness.limit import Limit, measure_limit
 from llm_compression.harness.machine import machine
 from llm_compression.harness.measure import Bounds, Job, Sample, measure, summarise
 from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
@@ -50,22 +50,6 @@ CONTENDERS: Final = (
     Contender("llm_compression float32", "arrow", "float32"),
     Contender("llm_compression bfloat16", "arrow", "bfloat16"),
 )
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The machine's matrix-product limit for a model and dtype, from one process."""
-
-    gflop: float
-    gflops: float
-    limit_ms: float
-
-
-def measure_limit(variant: str, dtype: str) -> Limit:
-    """Run `benchmarks.peers.limit` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.peers.limit", variant, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return Limit(**json.loads(done.stdout))
 
 
 def run_variant(variant: str, rounds: int, only: Sequence[str]) -> dict[str, object]:
@@ -121,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     before = machine()
     models = {variant: run_variant(variant, options.rounds, options.only) for variant in options.variants}
-    write_report(options.out, models, before, options.rounds)
+    files = {}
+    if "b32" in options.variants and not options.only:
+        files = measure_files(prepare_model("b32", CACHE_DIRECTORY, print), options.rounds)
+    write_report(options.out, models, files, before, options.rounds)
     return 0
 
 

@@ -170,9 +170,12 @@ def encode_files(
     *,
     dtype: str,
     device: str = "cpu",
+    warm: int = 0,
     timeout_s: float = 600,
 ) -> float:
     """Write a system's embeddings of image files, from a process of its own, as ``.npy``.
+
+    The first ``warm`` files are encoded once before, untimed.
 
     Returns:
         Milliseconds that encoding took, loading excluded.
@@ -181,7 +184,40 @@ def encode_files(
         MeasurementError: The process failed.
     """
     request = {"system": system, "model": os.fspath(model), "dtype": dtype, "device": device, "out": os.fspath(out)}
-    return float(run_child("files", {**request, "files": [os.fspath(file) for file in files]}, timeout_s)["encode_ms"])
+    given = {"warm": warm, "files": [os.fspath(file) for file in files]}
+    return float(run_child("files", {**request, **given}, timeout_s)["encode_ms"])
+
+
+def measure_growth(
+    model: str | os.PathLike[str],
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    dtype: str,
+    device: str = "cpu",
+    system: str = "arrow",
+    first: int = 100,
+    calls: int = 1000,
+    timeout_s: float = 600,
+) -> float:
+    """MB that resident memory grows by over calls of one file each, from a process of its own.
+
+    Args:
+        model: What the system loads.
+        files: Images, encoded in turn.
+        dtype: What the system computes in.
+        device: Where it runs.
+        system: A name in `SYSTEMS`.
+        first: Calls before the first reading, which fill what is kept on purpose, such as compiled kernels.
+        calls: Calls between the readings.
+        timeout_s: After how many seconds the process is ended.
+
+    Raises:
+        MeasurementError: The process failed.
+    """
+    request = {"system": system, "model": os.fspath(model), "dtype": dtype, "device": device}
+    counts = {"first": first, "calls": calls, "files": [os.fspath(file) for file in files]}
+    found = run_child("growth", {**request, **counts}, timeout_s)
+    return float(found["after_mb"]) - float(found["before_mb"])
 
 
 def run_child(kind: str, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -173,15 +173,31 @@ def write_files(request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     model = SYSTEMS[request["system"]].load(request["model"], request["dtype"], request["device"])
+    if warm := request["files"][: request["warm"]]:
+        model.encode_files(warm)
     milliseconds, embeddings = _timed(lambda: model.encode_files(request["files"]))
     np.save(request["out"], embeddings)
     return {"encode_ms": milliseconds}
+
+
+def take_growth(request: dict[str, Any]) -> dict[str, Any]:
+    """Encode files one at a time, many times; resident memory after the first calls and after the last, in MB."""
+    memory = PeakMemory()
+    model = SYSTEMS[request["system"]].load(request["model"], request["dtype"], request["device"])
+    files = request["files"]
+    readings = []
+    for calls in (request["first"], request["calls"]):
+        for number in range(calls):
+            model.encode_files([files[number % len(files)]])
+        readings.append(memory.now_mb)
+    return {"before_mb": readings[0], "after_mb": readings[1]}
 
 
 _KINDS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "sample": take_sample,
     "reference": write_reference,
     "files": write_files,
+    "growth": take_growth,
 }
 
 

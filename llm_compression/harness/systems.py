@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from llm_compression.harness.accuracy import Array
+
+
+# Of what is encoded from files.
+BATCH_SIZE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,13 @@ def _load_arrow(model_path: str, dtype: str, device: str) -> Loaded:
         return encoder.encode_pixels(torch.from_numpy(pixels), normalize=False).numpy()
 
     def encode_files(files: Sequence[str]) -> Array:
-        return encoder.encode(list(files), normalize=False).numpy()
+        return encoder.encode(list(files), normalize=False, batch_size=BATCH_SIZE).numpy()
 
     return Loaded(encode_pixels, encode_files)
 
 
 def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     import torch
-    from PIL import Image, ImageOps
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
     opened: Any = CLIPVisionModelWithProjection.from_pretrained(
@@ -82,16 +85,25 @@ def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     def encode_pixels(pixels: Array) -> Array:
         return encode(torch.from_numpy(pixels))
 
+    @cache
+    def image_processor() -> Any:
+        # not part of a load that is measured on pixels
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        return CLIPImageProcessorPil.from_pretrained(model_path)
+
     def encode_files(files: Sequence[str]) -> Array:
         import numpy as np
+        from PIL import Image, ImageOps
 
-        processor: Any = CLIPImageProcessorPil.from_pretrained(model_path)
-        rows = []
-        for file in files:
-            # as a viewer shows it; transformers' own load_image would drop transparency here
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-            rows.append(encode(processor(upright, return_tensors="pt")["pixel_values"]))
+        processor, rows = image_processor(), []
+        for start in range(0, len(files), BATCH_SIZE):
+            images = []
+            for file in files[start : start + BATCH_SIZE]:
+                # as a viewer shows it; transformers' own load_image would drop transparency here
+                with Image.open(file) as image:
+                    images.append(ImageOps.exif_transpose(image))
+            rows.append(encode(processor(images, return_tensors="pt")["pixel_values"]))
         return np.concatenate(rows)
 
     return Loaded(encode_pixels, encode_files)

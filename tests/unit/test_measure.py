@@ -13,21 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm_compression.harness.accuracy import Accuracy, compare, merge, seeded_pixels
 from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
+from llm_compression.harness.limit import measure_limit, model_gflop
 from llm_compression.harness.machine import machine
 from llm_compression.harness.measure import (
     Bounds,
     Job,
     MeasurementError,
+    encode_files,
     make_reference,
     measure,
+    measure_growth,
     percentile,
     summarise,
 )
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from tests.strategies import random_array
 
 SIZE = VARIANTS["tiny"].image_size
 ROWS = 24
@@ -173,3 +178,40 @@ def test_the_machine_names_what_a_figure_depends_on() -> None:
     assert info.system
     assert {"torch", "pyarrow", "numpy", "pillow", "transformers"} <= set(info.versions)
     json.dumps(asdict(info), allow_nan=False)
+
+
+def test_growth_is_what_stays_of_the_calls(tiny_model: Path, tmp_path: Path) -> None:
+    """8.11: the process encodes every file in turn; memory is read after the first calls and after the last."""
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        Image.fromarray(random_array(30 + number, 40, number)).save(file)
+    grown = measure_growth(tiny_model, files, dtype="float32", first=20, calls=40)
+    assert -20 < grown < 20
+    with pytest.raises(MeasurementError, match=r"none\.png"):
+        measure_growth(tiny_model, [*files, tmp_path / "none.png"], dtype="float32", first=2, calls=4)
+
+
+def test_files_are_encoded_once_more_when_warmed(tiny_model: Path, tmp_path: Path, tiny_encoder: VisionEncoder) -> None:
+    """13.5: what is timed is every file, whichever were encoded before; the rows are in the order of the files."""
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, file in enumerate(files):
+        Image.fromarray(random_array(30 + number, 40, number)).save(file)
+    assert encode_files("arrow", tiny_model, files, tmp_path / "rows.npy", dtype="float32", warm=2) > 0
+    rows = np.load(tmp_path / "rows.npy")
+    assert np.array_equal(rows, tiny_encoder.encode(files, normalize=False).numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_limit_is_of_the_products_alone(dtype: str) -> None:
+    """8.8: the model's operations at the rate that its products reach on this machine."""
+    limit = measure_limit("tiny", dtype)
+    assert limit.gflop == pytest.approx(model_gflop(VARIANTS["tiny"]))
+    assert limit.limit_ms == pytest.approx(limit.gflop / limit.gflops * 1e3)
+    with pytest.raises(MeasurementError, match="limit of huge in float32"):
+        measure_limit("huge", "float32")
+
+
+def test_the_operations_of_a_model() -> None:
+    """8.8: 35.1 GFLOP for a B/16 and 8.8 for a B/32, a multiplication and an addition each, as published."""
+    assert model_gflop(VARIANTS["b16"]) == pytest.approx(35.1, abs=0.05)
+    assert model_gflop(VARIANTS["b32"]) == pytest.approx(8.8, abs=0.05)

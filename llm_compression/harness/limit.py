@@ -1,6 +1,6 @@
 """The measured limit of this machine: how fast it multiplies the matrices of a model, and nothing else.
 
-    python -m benchmarks.peers.limit b16 bfloat16
+    python -m llm_compression.harness.limit b16 bfloat16
 
 Prints one line of JSON: the sustained GFLOP/s over the products of one pass (packed weights, a set for each layer, so
 that they come from memory as they do in a model), and the milliseconds that the model's GFLOP take at that rate.
@@ -11,16 +11,41 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 
 from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.measure import MeasurementError
 from llm_compression.inference.linear import Linear
 from llm_compression.inference.threads import limit_threads
 from llm_compression.multimodal.vision_config import VisionConfig
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What one process found: the model's GFLOP, the sustained GFLOP/s, and the milliseconds that makes."""
+
+    gflop: float
+    gflops: float
+    limit_ms: float
+
+
+def measure_limit(variant: str, dtype: str) -> Limit:
+    """The limit for a variant and dtype, from a process of its own.
+
+    Raises:
+        MeasurementError: The process failed.
+    """
+    command = [sys.executable, "-m", "llm_compression.harness.limit", variant, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MeasurementError(f"limit of {variant} in {dtype}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    return Limit(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def product_shapes(config: VisionConfig) -> list[tuple[int, int]]:
@@ -66,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = VARIANTS[options.variant]
     gflops = sustained_gflops(config, getattr(torch, options.dtype))
     gflop = model_gflop(config)
-    print(json.dumps({"gflop": gflop, "gflops": gflops, "limit_ms": gflop / gflops * 1e3}))
+    print(json.dumps(asdict(Limit(gflop, gflops, gflop / gflops * 1e3))))
     return 0
 
 

@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 # Two images of the reference must be further apart than this, or one could pass for the other.
 _MAX_COSINE_BETWEEN: Final = 0.99
 _INTERVAL_S: Final = 0.01
+# Growth by which enough is known, before the machine has no memory left.
+_GROWTH_MB: Final = 500
 
 
 class PeakMemory:
@@ -185,12 +187,14 @@ def take_growth(request: dict[str, Any]) -> dict[str, Any]:
     memory = PeakMemory()
     model = SYSTEMS[request["system"]].load(request["model"], request["dtype"], request["device"])
     files = request["files"]
-    readings = []
-    for calls in (request["first"], request["calls"]):
-        for number in range(calls):
-            model.encode_files([files[number % len(files)]])
-        readings.append(memory.now_mb)
-    return {"before_mb": readings[0], "after_mb": readings[1]}
+    for number in range(request["first"]):
+        model.encode_files([files[number % len(files)]])
+    before_mb = memory.now_mb
+    for number in range(request["calls"]):
+        model.encode_files([files[number % len(files)]])
+        if memory.now_mb > before_mb + _GROWTH_MB:
+            break
+    return {"before_mb": before_mb, "after_mb": memory.now_mb}
 
 
 _KINDS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {

@@ -313,3 +313,21 @@ def test_any_batch_size_gives_the_same_rows(tiny_encoder: VisionEncoder, assert_
     for batch_size in range(1, 11):
         assert_within("precision-float32-b16", tiny_encoder.encode(images, batch_size=batch_size), alone)
     assert_within("precision-float32-b16", tiny_encoder.encode(images[::-1]).flip(0), alone)
+
+
+def test_a_repeated_input_is_computed_again(tiny_encoder: VisionEncoder) -> None:
+    """5.10: WHEN the same pixels are given again, THE VisionEncoder SHALL compute their embedding again: the core runs
+    for each call, and pixels that changed in place get another embedding."""
+    pixels, runs = random_pixels(2, 32, 0), []
+    handle = tiny_encoder.transformer.register_forward_hook(lambda *_given: runs.append(1))
+    try:
+        first = tiny_encoder.encode_pixels(pixels)
+        assert torch.equal(tiny_encoder.encode_pixels(pixels), first)
+        assert len(runs) == 2
+        pixels[0] = pixels[1]
+        changed = tiny_encoder.encode_pixels(pixels)
+    finally:
+        handle.remove()
+    assert len(runs) == 3
+    assert not torch.equal(changed[0], first[0])
+    torch.testing.assert_close(changed[1], first[1])

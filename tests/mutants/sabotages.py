@@ -1,0 +1,212 @@
+"""The sabotages that must not go unseen, as data: what is changed, what is run, and what must be said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+INFERENCE: Final = "llm_compression/inference"
+MULTIMODAL: Final = "llm_compression/multimodal"
+SPEC: Final = ".kiro/specs/multimodal-encoder-system"
+
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A text that stands once in a file, and what takes its place; without a text the whole file goes."""
+
+    file: str
+    old: str = ""
+    new: str = ""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One way to be wrong or slow.
+
+    Attributes:
+        name: What is done.
+        edits: How.
+        check: Commands, as arguments of the interpreter; all succeed without the sabotage, and one must fail with it.
+        says: A regular expression that the output must then match: the test, gate or criterion that saw it.
+    """
+
+    name: str
+    edits: tuple[Edit, ...]
+    check: tuple[Command, ...]
+    says: str
+
+
+def _tests(*selection: str) -> tuple[Command, ...]:
+    return (("-m", "pytest", "-q", "-p", "no:cacheprovider", *selection),)
+
+
+def _spec_after(*selection: str) -> tuple[Command, ...]:
+    """The spec joined with the evidence of some tests, without asking for the others."""
+    pytest, evidence = ("-m", "pytest", "-q", "-p", "no:cacheprovider"), "reports/evidence"
+    return (
+        *(((*pytest, *selection, "--evidence", f"{evidence}/some.json"),) if selection else ()),
+        (*pytest, "tests", "benchmarks/gates", "--collect-only", "-qq", "--evidence", f"{evidence}/collected.json"),
+        ("-m", "llm_compression.harness.matrix"),
+    )
+
+
+_CORE: Final = _tests("tests/unit/test_inference_core.py", "tests/property/test_properties_core.py")
+_IMAGES: Final = _tests("tests/property/test_properties_images.py")
+
+SABOTAGES: Final = (
+    Sabotage(
+        "exact GELU for quick_gelu",
+        (
+            Edit(
+                f"{INFERENCE}/inference_core.py",
+                "self.fc1 = Linear(hidden_size, intermediate_size, activation=activation)",
+                'self.folds = False\n        self.fc1 = Linear(hidden_size, intermediate_size, activation="gelu")',
+            ),
+        ),
+        _CORE,
+        "test_the_activation_is_between_the_products",
+    ),
+    Sabotage(
+        "post-norm for pre-norm",
+        (Edit(f"{INFERENCE}/inference_core.py", 'num_heads, norm == "pre"', "num_heads, False"),),
+        _CORE,
+        "test_properties_core.py",
+    ),
+    Sabotage(
+        "a swapped q and k",
+        (Edit(f"{INFERENCE}/inference_core.py", 'of("q", "k", "v")', 'of("k", "q", "v")'),),
+        _CORE,
+        "test_properties_core.py",
+    ),
+    Sabotage(
+        "a transposed projection not transposed",
+        (Edit("llm_compression/convert/key_maps.py", 'Entry("visual.proj", "transpose")', 'Entry("visual.proj")'),),
+        _tests("tests/parity/test_checkpoint_layouts.py", "-k", "tiny or small or openai"),
+        "test_checkpoint_layouts.py",
+    ),
+    Sabotage(
+        "a missing tensor left random",
+        (
+            Edit(
+                f"{INFERENCE}/weight_loader.py",
+                "for name, shape in expected.items() if name not in self.tensors]",
+                "for name, shape in expected.items() if False]",
+            ),
+            Edit(
+                f"{INFERENCE}/placement.py",
+                "waiting = _Waiting(slots)",
+                "waiting = _Waiting([slot for slot in slots if all(name in loader.tensors for name in slot.names)])",
+            ),
+            Edit(f"{MULTIMODAL}/vision_encoder.py", 'torch.device("meta")', 'torch.device("cpu")'),
+        ),
+        _tests("tests/unit/test_vision_encoder_refusals.py", "tests/property/test_properties_weights.py"),
+        "FAILED tests",
+    ),
+    Sabotage(
+        "the crop off by one",
+        (
+            Edit(
+                f"{MULTIMODAL}/image_processor.py",
+                "left, top = self._offset(new_width), self._offset(new_height)",
+                "left, top = self._offset(new_width), max(0, self._offset(new_height) - 1)",
+            ),
+        ),
+        _IMAGES,
+        "test_properties_images.py",
+    ),
+    Sabotage(
+        "normalisation dropped",
+        (Edit(f"{MULTIMODAL}/image_processor.py", "(scaled - np.float32(m)) / np.float32(s)", "scaled + 0 * m * s"),),
+        _IMAGES,
+        "test_properties_images.py",
+    ),
+    Sabotage(
+        "a cached answer for a repeated input",
+        (
+            Edit(
+                f"{MULTIMODAL}/vision_encoder.py",
+                "            embeddings = self(pixels)\n",
+                "            kept = self.__dict__.setdefault('kept', {})\n"
+                "            key = pixels.numpy().tobytes()\n"
+                "            if key not in kept:\n"
+                "                kept[key] = self(pixels)\n"
+                "            embeddings = kept[key]\n",
+            ),
+        ),
+        _tests("tests/unit/test_vision_encoder.py"),
+        "test_a_repeated_input_is_computed_again",
+    ),
+    Sabotage(
+        "a sleep of 10 % of the latency in encode",
+        (
+            Edit(
+                f"{MULTIMODAL}/vision_encoder.py",
+                "            embeddings = self(pixels)\n",
+                "            import time\n\n"
+                "            started = time.perf_counter()\n"
+                "            embeddings = self(pixels)\n"
+                "            time.sleep(0.1 * (time.perf_counter() - started))\n",
+            ),
+        ),
+        # the sabotage is committed on top of what is sound; without it the two are the same
+        (("-m", "benchmarks.regression.run", "--base", "HEAD~1", "--models", "b32", "--budget", "120", "--confirm"),),
+        r"latency.*REGRESSED|REGRESSED.*latency",
+    ),
+    Sabotage(
+        "60 MB kept per call",
+        (
+            Edit(
+                f"{MULTIMODAL}/vision_encoder.py",
+                "            embeddings = self(pixels)\n",
+                "            embeddings = self(pixels)\n"
+                "            self.__dict__.setdefault('kept', []).append(torch.ones(15_000_000))\n",
+            ),
+        ),
+        _tests("benchmarks/gates/test_growth.py", "-k", "growth-b32"),
+        "growth-b32",
+    ),
+    Sabotage(
+        "a gate deleted",
+        (Edit("benchmarks/gates/test_memory.py"),),
+        _tests("tests/unit/test_gates.py"),
+        "memory-b16",
+    ),
+    Sabotage(
+        "a gate skipped",
+        (
+            Edit(
+                "benchmarks/gates/test_text.py",
+                '@pytest.mark.metric("file_size")\n',
+                '@pytest.mark.skip(reason="later")\n@pytest.mark.metric("file_size")\n',
+            ),
+        ),
+        _spec_after("benchmarks/gates/test_text.py", "-k", "size-shapes"),
+        "size-shapes.*skipped",
+    ),
+    Sabotage(
+        "a limit loosened without the snapshot",
+        (Edit(f"{SPEC}/requirements.md", "| load-b16 | load | < 500 |", "| load-b16 | load | < 5000 |"),),
+        _spec_after(),
+        "load-b16",
+    ),
+    Sabotage(
+        "a task ticked without proof",
+        (
+            Edit(
+                f"{SPEC}/requirements.md",
+                "### Requirement 2: ",
+                "6. THE VisionConfig SHALL name its family.\n\n### Requirement 2: ",
+            ),
+            Edit(
+                f"{SPEC}/tasks.md",
+                "## 2. ",
+                "- [x] 1.9 Name the family\n  - _Requirements: 1.6_\n\n## 2. ",
+            ),
+        ),
+        _spec_after(),
+        r"task 1\.9",
+    ),
+)

@@ -18,6 +18,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> WeightLoader:
     return WeightLoader(write_text_model(tmp_path_factory.mktemp("clip"), TINY_CLIP))
 
 
+@pytest.mark.requirement("17.1")
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_tower_reads_its_own_tensors_only(loader: WeightLoader, tower: str) -> None:
     """17.1: of a file of both towers only the named tensors are yielded, each once, in file order, with its bits."""
@@ -27,6 +28,7 @@ def test_a_tower_reads_its_own_tensors_only(loader: WeightLoader, tower: str) ->
     assert all(torch.equal(tensor, weights[name]) for name, tensor in found)
 
 
+@pytest.mark.requirement("17.1")
 @pytest.mark.parametrize(("tower", "shared"), [("text", 1), ("vision", 1)])
 def test_row_groups_of_the_other_tower_are_not_read(
     loader: WeightLoader, monkeypatch: pytest.MonkeyPatch, tower: str, shared: int
@@ -50,6 +52,7 @@ def test_row_groups_of_the_other_tower_are_not_read(
     }
 
 
+@pytest.mark.requirement("4.7")
 def test_blocks_come_whole_and_ends_at_once(loader: WeightLoader) -> None:
     """4.7: a block is yielded with all of its tensors, what is outside the blocks one tensor at a time."""
     config = TINY_CLIP.text
@@ -63,12 +66,14 @@ def test_blocks_come_whole_and_ends_at_once(loader: WeightLoader) -> None:
             }
 
 
+@pytest.mark.requirement("4.1")
 def test_no_names_no_tensors(loader: WeightLoader) -> None:
     """4.1: an empty choice is empty; no choice is every tensor."""
     assert list(loader.stream([])) == []
     assert [name for name, _ in loader.stream()] == loader.names
 
 
+@pytest.mark.requirement("4.1")
 def test_an_unknown_name_is_an_error(loader: WeightLoader) -> None:
     """4.1: a tensor that the file does not have is a KeyError, not a shorter stream."""
     with pytest.raises(KeyError, match="no_such_tensor"):

@@ -42,6 +42,7 @@ def job(tiny_model: Path, tiny_encoder: VisionEncoder, tmp_path_factory: pytest.
     return Job(str(tiny_model), str(file), SIZE, "float32")
 
 
+@pytest.mark.requirement("13.1", "13.2")
 def test_a_sample_comes_from_a_fresh_process_and_holds_every_metric(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """13.1, 13.2: load and first call, at least 64 calls, batch throughput, peak memory, the imports apart; 13.3."""
     real, commands = subprocess.run, []
@@ -67,6 +68,7 @@ def test_a_sample_comes_from_a_fresh_process_and_holds_every_metric(job: Job, mo
     json.dumps(asdict(sample), allow_nan=False)
 
 
+@pytest.mark.requirement("13.3")
 @pytest.mark.parametrize("wrong", ["another image's answers", "NaN"])
 def test_a_wrong_answer_is_an_error_and_not_a_number(job: Job, wrong: str, tmp_path: Path) -> None:
     """13.3: WHEN a call is timed, THE Harness SHALL compare its embeddings with those of the Reference."""
@@ -89,6 +91,7 @@ def test_a_process_that_fails_or_hangs_is_an_error(job: Job, tmp_path: Path) -> 
         measure(job, within=None, timeout_s=0.05)
 
 
+@pytest.mark.requirement("13.2")
 def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
     """13.2: peak resident memory of the process; the kernel's ``ru_maxrss`` would begin with that of its parent."""
     ballast = np.ones(600_000_000, np.uint8)
@@ -96,6 +99,7 @@ def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
     assert sample.peak_mb < ballast.nbytes / 1e6
 
 
+@pytest.mark.requirement("13.2")
 def test_memory_that_was_given_back_still_counts() -> None:
     """13.2: the peak is since the start of the process, not what is resident at the end."""
     program = (
@@ -109,6 +113,7 @@ def test_memory_that_was_given_back_still_counts() -> None:
     assert now < 150 < 200 < peak
 
 
+@pytest.mark.requirement("13.3")
 def test_a_reference_that_cannot_tell_images_apart_is_refused(tmp_path: Path) -> None:
     """13.3 means little where one image's answer passes for another's: such a model is refused."""
     file = make_checkpoint(tmp_path / "blind", "tiny") / "model.safetensors"

@@ -94,7 +94,8 @@ class Part:
 def source_of(root: Path) -> Source:
     """The state of a checkout; outside git the files under it, without hidden ones and what sessions make."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = _walk(root) if listed is None else filter(None, listed.split("\0"))
+    # nothing is listed where another repository ignores this directory
+    names = filter(None, listed.split("\0")) if listed else _walk(root)
     digest = hashlib.sha256()
     for name in sorted(set(names)):
         if (path := root / name).is_file():

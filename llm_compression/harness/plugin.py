@@ -118,12 +118,11 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
-        """Note the outcome of a phase; the first that did not pass stays."""
+        """Note the outcome of the call, and of a set-up or tear-down that did not pass."""
         report: pytest.TestReport = yield  # type: ignore[assignment]  # what the hook's other implementations made
         if record := self._records.get(item.nodeid):
             record = replace(record, duration_s=round(record.duration_s + report.duration, 6))
-            undecided = record.outcome in (self._evidence.NOT_RUN, "passed")
-            if undecided and (report.when == "call" or report.outcome != "passed"):
+            if report.when == "call" or report.outcome != "passed":
                 failed_around = report.when != "call" and report.outcome == "failed"
                 outcome = "error" if failed_around else outcome_of(report)
                 record = replace(record, outcome=outcome, reason=reason_of(report), **self._figures(item, report))

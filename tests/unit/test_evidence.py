@@ -53,9 +53,11 @@ def test_the_tree_is_every_file_that_git_does_not_ignore(checkout: Path) -> None
         (checkout / name).write_text(text, encoding="utf-8")
         assert source_of(checkout).dirty
         trees.add(source_of(checkout).tree)
-    (checkout / "code.py").unlink()
+    (checkout / "code.py").rename(checkout / "other.py")
     trees.add(source_of(checkout).tree)
-    assert len(trees) == 6
+    (checkout / "other.py").unlink()
+    trees.add(source_of(checkout).tree)
+    assert len(trees) == 7
 
 
 @pytest.mark.requirement("20.5")

@@ -50,6 +50,12 @@ def test_setup(broken): pass
 
 @cites
 def test_teardown(leaking): pass
+
+@cites
+def test_skipped_teardown(leaking): pytest.skip("no water")
+
+@cites
+def test_interrupted(): pytest.exit("enough")
 """
 
 
@@ -96,18 +102,22 @@ def test_every_outcome(project: Project) -> None:
         "test_xpassed_strictly": ("failed", "[XPASS(strict)] known"),
         "test_setup": ("error", "ValueError: cracked"),
         "test_teardown": ("error", "ValueError: dripped"),
+        "test_skipped_teardown": ("error", "ValueError: dripped"),
+        "test_interrupted": ("not run", ""),
     }
 
 
 @pytest.mark.requirement("20.3")
 def test_only_examples_that_end_count(project: Project) -> None:
-    """20.3: an example that an assumption rejects did not run; nor do those of a test before count."""
+    """20.3: an example that an assumption rejects did not run; the test is left as it was."""
     project.change("tests", "import given,", "import assume, given,")
     project.change(
         "tests", "    pass\n\n@pytest.mark.requirement", "    assume(position % 2)\n\n@pytest.mark.requirement"
     )
     project.run("tests", "tests")
     assert records(project)["test_dry"].examples == 120
+    project.change("tests", "assert False", "assert not hasattr(test_dry.hypothesis.inner_test, '__wrapped__')")
+    project.run("tests", "tests").assert_outcomes(passed=3)
     project.change("tests", "st.integers()", "st.booleans()")
     project.run("tests", "tests")
     assert records(project)["test_dry"].examples == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness.evidence import Part, Record, Source
+from llm_compression.harness.evidence import COLLECTED, Part, Record, Source
 from llm_compression.harness.gates import NO_CUDA
 from llm_compression.harness.proofs import Row, State, build_matrix
 from llm_compression.harness.spec import read_specs
@@ -111,9 +111,12 @@ def test_what_was_not_run(project: Project, capsys: pytest.CaptureFixture[str]) 
     assert lines_of(capsys, "nothing was run on this tree; 5 criteria and properties: 5 NOT RUN")
     assert project.judge("--strict") == 1
     assert "the tests of this tree were not collected" in capsys.readouterr().out
-    project.run("collected")
+    project.run("collected", "--collect-only")
+    project.run("tests")
     assert project.judge("--strict") == 0
     project.change("tests", "yield 1", "yield 2")
+    assert project.judge() == 0
+    assert lines_of(capsys, "nothing was run on this tree; 5 criteria and properties: 5 NOT RUN")
     project.run("collected", "--collect-only")
     capsys.readouterr()
     assert project.judge() == 0
@@ -139,6 +142,18 @@ def test_two_specs(project: Project, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     assert project.judge("--strict") == 0
     assert [line.split()[1] for line in lines_of(capsys, "1.1  ")] == ["PROVEN", "PROVEN"]
+
+
+@pytest.mark.requirement("20.7")
+def test_a_gate_without_a_test_leaves_its_criterion_open(project: Project) -> None:
+    """20.7: another test that passes does not stand for the gate that the criterion names."""
+    records = (Record("test_it", ("1.1",), outcome="passed"),)
+    specs = read_specs(project.root)
+    matrix = build_matrix(project.root, specs, {COLLECTED: Part(Source("", False, ""), records=records)}, strict=False)
+    row = matrix.rows[0]
+    assert (row.id, row.state) == ("1.1", State.NOT_RUN)
+    assert [proof.name for proof in row.proofs] == ["test_it", "gate heat"]
+    assert "kettle: gate 'heat' has no test" in matrix.problems
 
 
 @pytest.mark.requirement("20.8")

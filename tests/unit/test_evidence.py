@@ -53,9 +53,9 @@ def test_the_tree_is_every_file_that_git_does_not_ignore(checkout: Path) -> None
         (checkout / name).write_text(text, encoding="utf-8")
         assert source_of(checkout).dirty
         trees.add(source_of(checkout).tree)
-    (checkout / "code.py").rename(checkout / "other.py")
+    (checkout / "code.py").rename(checkout / "coder.py")
     trees.add(source_of(checkout).tree)
-    (checkout / "other.py").unlink()
+    (checkout / "coder.py").unlink()
     trees.add(source_of(checkout).tree)
     assert len(trees) == 7
 
@@ -73,6 +73,17 @@ def test_a_tree_outside_git(tmp_path: Path) -> None:
     assert source_of(tmp_path) == before
     (tmp_path / ".kiro" / "tasks.md").write_text("b", encoding="utf-8")
     assert source_of(tmp_path) != before
+
+
+@pytest.mark.requirement("20.5")
+def test_a_tree_that_another_repository_ignores(checkout: Path) -> None:
+    """20.5: git lists nothing there, and still a change is one."""
+    inner = checkout / "reports" / "unpacked"
+    inner.mkdir(parents=True)
+    (inner / "code.py").write_text("a = 1\n", encoding="utf-8")
+    before = source_of(inner)
+    (inner / "code.py").write_text("a = 2\n", encoding="utf-8")
+    assert source_of(inner) != before
 
 
 @pytest.mark.requirement("20.4")

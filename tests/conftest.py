@@ -20,6 +20,9 @@ from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 
+# runs of pytest within a test
+pytest_plugins = ["pytester"]
+
 ROOT: Final = Path(__file__).parents[1]
 PROFILE_VARIABLE: Final = "LLM_COMPRESSION_HYPOTHESIS_PROFILE"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,10 +18,12 @@ import torch
 from llm_compression.harness.gates import CUDA_SESSION, NO_CUDA, Result, write_results
 from llm_compression.harness.measure import CALLS, Bounds, Job, Sample, measure
 from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
+from llm_compression.harness.plugin import outcome_of, reason_of
 from llm_compression.harness.spec import Gate, read_specs
 
 SESSIONS: Final = ("cpu", CUDA_SESSION)
-GATES: Final = pytest.StashKey[tuple[Gate, ...]]()
+# each with the name of its spec
+GATES: Final = pytest.StashKey[tuple[tuple[str, Gate], ...]]()
 RESULTS: Final = pytest.StashKey[dict[str, Result]]()
 
 
@@ -37,16 +38,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the table of every spec in the checkout."""
     config.addinivalue_line("markers", "metric(name): the test measures the gates of this metric")
     wanted = config.getoption("gate_session")
-    gates = chain.from_iterable(spec.gates for spec in read_specs(config.rootpath))
-    config.stash[GATES] = tuple(gate for gate in gates if wanted in (None, gate.session))
+    gates = ((spec.name, gate) for spec in read_specs(config.rootpath) for gate in spec.gates)
+    config.stash[GATES] = tuple((spec, gate) for spec, gate in gates if wanted in (None, gate.session))
     config.stash[RESULTS] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each gate of the metric that its mark names."""
+    """One test for each gate of the metric that its mark names; it proves the criterion of its row."""
     if marker := metafunc.definition.get_closest_marker("metric"):
-        gates = [gate for gate in metafunc.config.stash[GATES] if gate.metric == marker.args[0]]
-        metafunc.parametrize("gate", gates, ids=[gate.id for gate in gates])
+        cases = [
+            pytest.param(gate, id=gate.id, marks=pytest.mark.requirement(f"{spec}:{gate.criterion}"))
+            for spec, gate in metafunc.config.stash[GATES]
+            if gate.metric == marker.args[0]
+        ]
+        metafunc.parametrize("gate", cases)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -71,7 +76,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         results = item.config.stash[RESULTS]
         before = results.get(item.nodeid, Result(gate.id, "passed"))
         if before.outcome == "passed":
-            results[item.nodeid] = Result(gate.id, _outcome(report), _reason(report), **measured)
+            results[item.nodeid] = Result(gate.id, outcome_of(report), reason_of(report), **measured)
     return report  # type: ignore[return-value]
 
 
@@ -84,21 +89,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def _gate_of(item: pytest.Item) -> Gate | None:
     gate = item.callspec.params.get("gate") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
     return gate if isinstance(gate, Gate) else None
-
-
-def _outcome(report: pytest.TestReport) -> str:
-    if hasattr(report, "wasxfail"):
-        return "xpassed" if report.outcome == "passed" else "xfailed"
-    return report.outcome
-
-
-def _reason(report: pytest.TestReport) -> str:
-    if report.outcome == "passed":
-        return ""
-    if isinstance(report.longrepr, tuple):
-        return report.longrepr[2].removeprefix("Skipped: ")
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash else report.longrepr).splitlines()[0]
 
 
 class SampleClock:
@@ -125,6 +115,10 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Give the tests of times the samples' clock; the rest show how long a sample's process took."""
     for item in items:
         if gate := _gate_of(item):
+            # for the evidence
+            name = next(f"{spec}:{gate.id}" for spec, each in item.config.stash[GATES] if each is gate)
+            row = {"gate": name, "limit": f"{gate.comparison} {gate.limit:g}", "unit": gate.unit}
+            item.user_properties.append(("gate", {**row, "device": gate.session}))
             if gate.unit == "ms":
                 item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=gate.metric))
             else:
@@ -240,5 +234,5 @@ def run(
     say: Callable[[str], None],
 ) -> GateRun:
     """What the test of this gate uses."""
-    gates = request.config.stash[GATES]
+    gates = tuple(gate for _, gate in request.config.stash[GATES])
     return GateRun(gate, models(gate.model), benchmark, request.node, say, gates)

@@ -18,6 +18,7 @@ from llm_compression.harness.spec import Gate
 
 NO_CUDA: Final = "no CUDA device"
 CUDA_SESSION: Final = "cuda"
+NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 
 
 class ResultsError(LlmCompressionError):

@@ -18,14 +18,13 @@ from typing import Any, Final
 import numpy as np
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.gates import Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.gates import NVIDIA_DRIVER, Judgement, Status, Verdict, judge, read_results
 from llm_compression.harness.machine import MachineInfo, machine
 from llm_compression.harness.measure import encode_files
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
 from llm_compression.harness.photos import PHOTOS, Neighbour, neighbours, photo_paths
 from llm_compression.harness.spec import read_specs
 
-NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 COLUMNS: Final = ("gate", "metric", "model", "limit", "measured", "unit", "spread", "result")
 # figure of a summary -> heading
 _ALSO: Final = {

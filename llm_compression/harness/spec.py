@@ -358,7 +358,8 @@ def _citation_problems(spec: Spec) -> Iterator[str]:
                 yield f"criterion {criterion.id} names the gate {named!r}, which does not exist"
 
 
-def _summary(spec: Spec) -> str:
+def summary(spec: Spec) -> str:
+    """The counts and gates of a spec, to be printed."""
     done = sum(task.done for task in spec.tasks)
     counts = (
         f"{spec.name}: {len(spec.requirements)} requirements, {len(spec.criteria)} criteria, "
@@ -386,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     found = [f"{spec.name}: {problem}" for spec in specs for problem in problems(spec)]
-    print("\n\n".join(map(_summary, specs)), *found, f"problems: {len(found)}", sep="\n")
+    print("\n\n".join(map(summary, specs)), *found, f"problems: {len(found)}", sep="\n")
     return 1 if found else 0
 
 

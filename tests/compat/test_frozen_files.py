@@ -30,6 +30,7 @@ def check(encoder: VisionEncoder, assert_within: AssertWithin) -> None:
     assert_within("precision-float32-b16", found, torch.from_numpy(np.load(EARLIER / "expected.npy")))
 
 
+@pytest.mark.requirement("3.7")
 def test_earlier_layout_yields_its_tensors() -> None:
     """3.7: WHERE a Weight File has the Earlier Layout, THE WeightLoader SHALL yield its tensors."""
     loader = WeightLoader(EARLIER)
@@ -39,6 +40,7 @@ def test_earlier_layout_yields_its_tensors() -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 
+@pytest.mark.requirement("3.8")
 def test_earlier_layout_takes_the_config_beside_it(assert_within: AssertWithin) -> None:
     """3.8: WHERE a Weight File has the Earlier Layout, THE VisionEncoder SHALL take the model config from a
     `config.json` beside the file or from the caller."""
@@ -48,6 +50,7 @@ def test_earlier_layout_takes_the_config_beside_it(assert_within: AssertWithin) 
     check(encoder, assert_within)
 
 
+@pytest.mark.requirement("3.8")
 def test_earlier_layout_takes_the_callers_config(alone: Path, assert_within: AssertWithin) -> None:
     """3.8: ... or from the caller; one that contradicts the file's own is refused."""
     check(VisionEncoder(alone, dtype="float32", config=CONFIG), assert_within)
@@ -55,6 +58,7 @@ def test_earlier_layout_takes_the_callers_config(alone: Path, assert_within: Ass
         VisionEncoder(EARLIER, config=VisionConfig(16, 8, 16, 2, 4, 24, 8))
 
 
+@pytest.mark.requirement("3.9")
 def test_earlier_layout_without_a_config(alone: Path) -> None:
     """3.9: IF a Weight File has the Earlier Layout and neither the caller nor a `config.json` gives a config, THEN THE
     VisionEncoder SHALL raise ConfigError that says where a config was looked for."""
@@ -63,6 +67,7 @@ def test_earlier_layout_without_a_config(alone: Path) -> None:
     assert str(alone) in str(caught.value)
 
 
+@pytest.mark.requirement("3.9")
 def test_earlier_layout_with_a_broken_config(alone: Path) -> None:
     """3.9: a `config.json` that is not a JSON object, or lacks a field, is refused by name."""
     (alone / "config.json").write_text("{")
@@ -73,6 +78,7 @@ def test_earlier_layout_with_a_broken_config(alone: Path) -> None:
         VisionEncoder(alone)
 
 
+@pytest.mark.requirement("3.5", "3.6")
 def test_format_1(assert_within: AssertWithin) -> None:
     """3.5, 3.6: a file of format version 1 gives the config, the bits and the embeddings that it was written with."""
     loader = WeightLoader(FORMAT_1)

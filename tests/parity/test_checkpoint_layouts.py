@@ -31,6 +31,7 @@ def load(model_class: Any, directory: Path) -> Any:
     return model
 
 
+@pytest.mark.requirement("13.4")
 @pytest.mark.parametrize(
     ("layout", "model_class"),
     [
@@ -53,6 +54,7 @@ def test_transformers_loads_what_the_harness_writes(tmp_path: Path, layout: Layo
     assert all(tensor is not None and torch.equal(tensor, weights[name]) for name, tensor in found.items())
 
 
+@pytest.mark.requirement("9.1", "9.2", "9.4")
 @pytest.mark.parametrize(
     ("layout", "model_class", "projection"),
     [
@@ -123,6 +125,7 @@ class Tower(nn.Module):
         return embedding
 
 
+@pytest.mark.requirement("9.3")
 @pytest.mark.parametrize("layout", ["open_clip", "openai"])
 def test_a_converted_tower_is_the_one_that_openai_modules_compute(
     tmp_path: Path, layout: Layout, assert_within: Callable[[str, torch.Tensor, torch.Tensor], None]

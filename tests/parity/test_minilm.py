@@ -67,6 +67,7 @@ def _embed(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
     return found
 
 
+@pytest.mark.requirement("15.2")
 def test_the_sentences_are_mixed(tokenizer: Any) -> None:
     """15.2: 200 sentences of mixed length, language and script; some are past 128 tokens and some past 256."""
     lengths = [len(tokenizer(text, truncation=False).input_ids) for text in SENTENCES]
@@ -77,6 +78,7 @@ def test_the_sentences_are_mixed(tokenizer: Any) -> None:
     assert sum(not text.isascii() for text in SENTENCES) >= 50
 
 
+@pytest.mark.requirement("15.2")
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_trained_weights_give_the_rows_of_the_reference(
     engine: ArrowEngine, reference: Tensor, assert_within: AssertWithin, batch_size: int
@@ -85,6 +87,7 @@ def test_trained_weights_give_the_rows_of_the_reference(
     assert_within("precision-float32-minilm", engine.encode(SENTENCES, False, batch_size), reference)
 
 
+@pytest.mark.requirement("15.2")
 def test_padded_batches_of_both_agree(
     engine: ArrowEngine, model: Any, tokenizer: Any, assert_within: AssertWithin
 ) -> None:
@@ -94,6 +97,7 @@ def test_padded_batches_of_both_agree(
         assert_within("precision-float32-minilm", engine.encode(texts, False), _embed(model, tokenizer, texts))
 
 
+@pytest.mark.requirement("15.3")
 def test_order_and_padding_do_not_change_a_row(engine: ArrowEngine, assert_within: AssertWithin) -> None:
     """15.3: a row does not depend on the texts beside it, nor on its place."""
     texts = SENTENCES[:80]
@@ -103,6 +107,7 @@ def test_order_and_padding_do_not_change_a_row(engine: ArrowEngine, assert_withi
     assert_within("precision-float32-minilm", alone, rows)
 
 
+@pytest.mark.requirement("15.4")
 def test_texts_are_cut_at_256_tokens(engine: ArrowEngine, tokenizer: Any) -> None:
     """15.4: 256 tokens with the special ones, as sentence-transformers says it, not the 128 of tokenizer.json."""
     assert engine.config.max_length == MAX_LENGTH
@@ -118,6 +123,7 @@ def test_texts_are_cut_at_256_tokens(engine: ArrowEngine, tokenizer: Any) -> Non
     assert torch.equal(engine.encode(" ".join([*words, "banana"])), engine.encode(" ".join(words)))
 
 
+@pytest.mark.requirement("15.10")
 def test_bfloat16_stays_close(engine: ArrowEngine, reference: Tensor, assert_within: AssertWithin) -> None:
     """15.10: in bfloat16 the cosine to the reference is within the limit of gate `precision-bfloat16-minilm`."""
     half = ArrowEngine(engine.encoder.weight_loader.path, dtype="bfloat16")

@@ -76,6 +76,8 @@ def processor_of(size: int) -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
+@pytest.mark.property(9)
+@pytest.mark.requirement("7.2")
 @given(config=vision_configs(), seed=SEEDS, n=st.integers(1, 4))
 def test_float32_on_random_configurations(assert_within: AssertWithin, config: VisionConfig, seed: int, n: int) -> None:
     """7.2: WHEN built with at least 100 random small configurations that differ in sizes, heads, patch, activation and
@@ -93,6 +95,8 @@ def test_float32_on_random_configurations(assert_within: AssertWithin, config: V
     assert_within("precision-float32-b16", encoder.encode_pixels(pixels), unit)
 
 
+@pytest.mark.property(9)
+@pytest.mark.requirement("5.5")
 @given(config=vision_configs(), seed=SEEDS)
 def test_intermediates_on_random_configurations(assert_within: AssertWithin, config: VisionConfig, seed: int) -> None:
     """5.5: WHEN `forward` is called with `intermediates=True`, THE VisionEncoder SHALL return the tensor of each of its
@@ -113,6 +117,7 @@ def test_intermediates_on_random_configurations(assert_within: AssertWithin, con
         assert_within("precision-float32-b16", steps[name].flatten(1), tensor.flatten(1))
 
 
+@pytest.mark.requirement("7.3")
 @pytest.mark.parametrize("projection", [48, None])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("seed", range(8))  # not any: in a tower this narrow some images lose more, in transformers too
@@ -132,6 +137,7 @@ def test_bfloat16_with_hot_channels(
         assert_within(gate, found, expected)
 
 
+@pytest.mark.requirement("6.2")
 @given(given_images=st.lists(pil_images(60), min_size=1, max_size=4), size=st.integers(1, 50))
 def test_pixels_equal_those_of_transformers(given_images: list[Image.Image], size: int) -> None:
     """6.2: WHEN given a colour, grayscale, palette, RGBA, 16-bit, CMYK, portrait, landscape or tiny image, THE
@@ -178,6 +184,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: directory / name for name in PHOTOS}
 
 
+@pytest.mark.requirement("6.2")
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize("size", [32, 224])
 def test_pixels_of_files_equal_those_of_transformers(photos: dict[str, Path], name: str, size: int) -> None:
@@ -194,6 +201,7 @@ def test_pixels_of_files_equal_those_of_transformers(photos: dict[str, Path], na
         np.testing.assert_array_equal(found.view(torch.int32), expected.view(torch.int32))
 
 
+@pytest.mark.requirement("7.4")
 def test_from_file_to_embedding(assert_within: AssertWithin, photos: dict[str, Path]) -> None:
     """7.4: WHEN given colour, grayscale, palette, RGBA, 16-bit, CMYK, portrait, landscape and tiny image files, THE
     VisionEncoder SHALL compute in float32 embeddings whose cosine to those of the Reference with its own image
@@ -213,6 +221,7 @@ def test_from_file_to_embedding(assert_within: AssertWithin, photos: dict[str, P
         assert_within("photo-float32-b16", found.roll(1, 0), expected)
 
 
+@pytest.mark.requirement("7.4")
 @given(given_images=st.lists(images(), min_size=1, max_size=3), config=vision_configs(), seed=SEEDS)
 def test_from_picture_to_embedding(
     assert_within: AssertWithin, given_images: list[Any], config: VisionConfig, seed: int

@@ -88,6 +88,7 @@ def clip_configs(draw: st.DrawFn) -> ClipConfig:
     return ClipConfig(text, replace(vision, projection_dim=text.projection_dim))
 
 
+@pytest.mark.property(18)
 @given(data=st.data(), config=text_configs(BERT), seed=SEEDS)
 def test_random_berts(data: st.DataObject, config: TextConfig, seed: int, assert_within: AssertWithin) -> None:
     """Property 18: for any sizes, pooling and padding, TextEncoder equals BertModel with the same pooling."""
@@ -108,6 +109,7 @@ def test_random_berts(data: st.DataObject, config: TextConfig, seed: int, assert
     assert_within("precision-float32-minilm", encoder.encode_ids(rows, False), wanted)
 
 
+@pytest.mark.property(18)
 @given(data=st.data(), config=clip_configs(), seed=SEEDS)
 def test_random_clips(data: st.DataObject, config: ClipConfig, seed: int, assert_within: AssertWithin) -> None:
     """Property 18: for any sizes and either pooling rule, both towers and the logits equal those of CLIPModel."""
@@ -129,6 +131,7 @@ def test_random_clips(data: st.DataObject, config: ClipConfig, seed: int, assert
     assert_within("precision-float32-minilm", 1 + difference.abs().amax().reshape(1, 1), torch.ones(1, 1))
 
 
+@pytest.mark.requirement("17.2")
 @pytest.mark.parametrize("pooling", ["eos", "argmax"])
 @pytest.mark.parametrize("seed", range(10))
 def test_logits_of_a_whole_model(pooling: str, seed: int, assert_within: AssertWithin) -> None:
@@ -148,6 +151,7 @@ def test_logits_of_a_whole_model(pooling: str, seed: int, assert_within: AssertW
     assert_within("precision-float32-minilm", found, wanted)
 
 
+@pytest.mark.property(19)
 @given(config=clip_configs(), seed=SEEDS)
 def test_the_image_tower_of_a_whole_clip(config: ClipConfig, seed: int) -> None:
     """Property 19: from a file of both towers VisionEncoder gives the rows that it gives from one of its own alone."""

@@ -28,6 +28,7 @@ NOT_A_SIZE = (
 )
 
 
+@pytest.mark.property(7)
 @given(config=vision_configs(), n=st.integers(0, 3), seed=SEEDS, packed=st.booleans())
 def test_patch_embedding_is_a_convolution(config: VisionConfig, n: int, seed: int, packed: bool) -> None:
     """Property 7: *For any* configuration and pixels, PatchEmbedding equals the product of the flattened projection
@@ -55,6 +56,7 @@ def test_patch_embedding_is_a_convolution(config: VisionConfig, n: int, seed: in
     torch.testing.assert_close(convolved, exact)
 
 
+@pytest.mark.property(7)
 @given(config=vision_configs(), seed=SEEDS)
 def test_a_new_patch_embedding_is_the_convolution_it_holds(config: VisionConfig, seed: int) -> None:
     """Property 7: *For any* configuration and pixels, PatchEmbedding equals the product of the flattened projection
@@ -65,6 +67,7 @@ def test_a_new_patch_embedding_is_the_convolution_it_holds(config: VisionConfig,
         torch.testing.assert_close(embedding(pixels), expected)
 
 
+@pytest.mark.property(8)
 @given(config=vision_configs())
 def test_derived_values_and_round_trip(config: VisionConfig) -> None:
     """Property 8: *For any* valid sizes, the derived values of VisionConfig follow from its fields, and the
@@ -81,6 +84,7 @@ def test_derived_values_and_round_trip(config: VisionConfig) -> None:
         assert VisionConfig.from_dict(metadata.config) == config
 
 
+@pytest.mark.property(8)
 @given(config=vision_configs(), data=st.data())
 def test_an_invalid_field_is_named(config: VisionConfig, data: st.DataObject) -> None:
     """Property 8: *For any* valid sizes, the derived values of VisionConfig follow from its fields, and the
@@ -103,6 +107,7 @@ def test_an_invalid_field_is_named(config: VisionConfig, data: st.DataObject) ->
         VisionConfig.from_dict({**config.to_dict(), name: bad})
 
 
+@pytest.mark.property(8)
 @given(config=vision_configs(), more=st.integers(1, 100))
 def test_sizes_that_do_not_divide_are_named(config: VisionConfig, more: int) -> None:
     """Property 8: *For any* valid sizes, the derived values of VisionConfig follow from its fields, and the

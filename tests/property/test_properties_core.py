@@ -147,6 +147,7 @@ def tokens_of(stack: Stack, n: int, tokens: int, seed: int) -> torch.Tensor:
     return torch.randn(n, tokens, stack.width, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.property(12)
 @given(stack=STACKS, n=st.integers(0, 3), tokens=st.integers(1, 20), seed=SEEDS, packed=st.booleans(), data=st.data())
 def test_the_core_equals_plain_pytorch(
     assert_within: AssertWithin, stack: Stack, n: int, tokens: int, seed: int, packed: bool, data: st.DataObject
@@ -169,6 +170,7 @@ def test_the_core_equals_plain_pytorch(
     assert_within("precision-float32-b16", first[:, 0], expected[:, 0])
 
 
+@pytest.mark.property(13)
 @given(stack=STACKS, tokens=st.integers(2, 80), seed=SEEDS, data=st.data(), dtype=DTYPES)
 def test_a_causal_mask_hides_later_tokens(
     stack: Stack, tokens: int, seed: int, data: st.DataObject, dtype: torch.dtype
@@ -186,6 +188,7 @@ def test_a_causal_mask_hides_later_tokens(
     assert torch.equal(first[:, :changed], second[:, :changed])
 
 
+@pytest.mark.property(13)
 @given(stack=STACKS, tokens=st.integers(2, 80), seed=SEEDS, data=st.data(), dtype=DTYPES)
 def test_a_padding_mask_hides_padding(
     stack: Stack, tokens: int, seed: int, data: st.DataObject, dtype: torch.dtype

@@ -47,6 +47,7 @@ def core_of(config: VisionConfig) -> InferenceCore:
     )
 
 
+@pytest.mark.property(1)
 @given(config=vision_configs(), dtype=DTYPES, n=BATCH_SIZES, batch_size=st.integers(1, 3), data=st.data())
 def test_shapes_of_every_public_call(
     build_encoder: BuildEncoder, config: VisionConfig, dtype: str, n: int, batch_size: int, data: st.DataObject
@@ -73,6 +74,7 @@ def test_shapes_of_every_public_call(
         assert bool(embeddings.isfinite().all())
 
 
+@pytest.mark.property(2)
 @given(
     config=vision_configs(),
     first=st.lists(images(), max_size=4),
@@ -99,6 +101,7 @@ def test_encoding_distributes_over_concatenation(
     assert_within("precision-float32-b16", parts[0], torch.cat(parts[1:]))
 
 
+@pytest.mark.property(3)
 @given(config=vision_configs(), data=st.data(), batch_sizes=st.tuples(*[st.integers(1, 5)] * 2))
 def test_encoding_follows_a_permutation(
     build_encoder: BuildEncoder,
@@ -117,6 +120,7 @@ def test_encoding_follows_a_permutation(
     assert_within("precision-float32-b16", permuted, rows[torch.tensor(order, dtype=torch.long)])
 
 
+@pytest.mark.property(4)
 @given(config=vision_configs(), dtype=DTYPES, given_images=st.lists(images(), max_size=3), seed=SEEDS)
 def test_unit_norm(
     build_encoder: BuildEncoder, config: VisionConfig, dtype: str, given_images: list[Any], seed: int
@@ -136,6 +140,7 @@ def test_unit_norm(
         torch.testing.assert_close(raw, encoder(pixels))
 
 
+@pytest.mark.property(11)
 @given(config=vision_configs(), dtype=DTYPES, side=st.integers(0, 9), kind=st.sampled_from((pa.binary, pa.string)))
 def test_no_images_no_rows(build_encoder: BuildEncoder, config: VisionConfig, dtype: str, side: int, kind: Any) -> None:
     """Property 11: *For any* configuration, every public call that takes images or pixels returns zero rows of the
@@ -159,6 +164,7 @@ def test_no_images_no_rows(build_encoder: BuildEncoder, config: VisionConfig, dt
     assert core_of(config)(torch.zeros(0, 3, config.hidden_size)).shape == (0, 3, config.hidden_size)
 
 
+@pytest.mark.property(15)
 @given(before=st.lists(images(), max_size=5), after=st.lists(images(), max_size=5), batch_size=st.integers(1, 6))
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_unreadable_image_is_named(
@@ -177,6 +183,7 @@ def test_an_unreadable_image_is_named(
         assert name is None or name in str(caught.value)
 
 
+@pytest.mark.property(15)
 @given(
     sound=st.lists(encoded_images(), max_size=5),
     data=st.data(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,7 @@ def bits(pixels: Any) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(np.asarray(pixels)).view(np.int32)
 
 
+@pytest.mark.property(16)
 @given(given_images=st.lists(pil_images(60), max_size=4), size=st.integers(1, 50))
 def test_preprocessing_gives_the_bits_of_the_recipe(given_images: list[Image.Image], size: int) -> None:
     """Property 16: *For any* image size and mode, the pixels of ImageProcessor equal those of the PIL image processor
@@ -59,6 +61,7 @@ def test_preprocessing_gives_the_bits_of_the_recipe(given_images: list[Image.Ima
         np.testing.assert_array_equal(bits(found), bits(reference_pixels(image, size)))
 
 
+@pytest.mark.property(16)
 @given(
     size=st.integers(1, 40), resize=st.integers(1, 60), height=st.integers(1, 60), width=st.integers(1, 60), seed=SEEDS
 )
@@ -70,6 +73,7 @@ def test_resizing_to_another_size_than_the_crop(size: int, resize: int, height: 
     np.testing.assert_array_equal(bits(found), bits(reference_pixels(Image.fromarray(array), size, resize)))
 
 
+@pytest.mark.property(16)
 @given(data=st.data(), size=st.integers(1, 40), seed=SEEDS, height=st.integers(1, 60), width=st.integers(1, 60))
 def test_a_file_gives_the_bits_of_its_picture(
     data: st.DataObject, size: int, seed: int, height: int, width: int
@@ -82,6 +86,7 @@ def test_a_file_gives_the_bits_of_its_picture(
     np.testing.assert_array_equal(bits(found), bits(reference_pixels(image, size)))
 
 
+@pytest.mark.requirement("6.1")
 @given(given_images=st.lists(images(), max_size=7), size=st.integers(1, 30), batch_size=st.integers(1, 4))
 def test_batches_are_the_whole_in_parts(given_images: list[Any], size: int, batch_size: int) -> None:
     """6.1: WHEN given n accepted images, n = 0 included, THE ImageProcessor SHALL return a float32 tensor of shape (n,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ def _encoder(config: TextConfig, seed: int) -> TextEncoder:
         return TextEncoder(model, dtype="float32")
 
 
+@pytest.mark.property(20)
 @given(data=st.data(), config=text_configs(), seed=SEEDS, batch_size=st.integers(1, 4))
 def test_a_row_depends_on_its_text_alone(
     data: st.DataObject, config: TextConfig, seed: int, batch_size: int, assert_within: AssertWithin
@@ -35,6 +37,7 @@ def test_a_row_depends_on_its_text_alone(
     assert encoder.encode_ids([], False, batch_size).shape == (0, config.dimension)
 
 
+@pytest.mark.property(21)
 @given(data=st.data(), config=text_configs(BERT), seed=SEEDS)
 def test_what_is_padded_does_not_count(
     data: st.DataObject, config: TextConfig, seed: int, assert_within: AssertWithin
@@ -48,6 +51,7 @@ def test_what_is_padded_does_not_count(
     assert_within("precision-float32-minilm", padded, encoder.encode_ids([row], False))
 
 
+@pytest.mark.property(21)
 @given(data=st.data(), config=text_configs(CLIP_TEXT), seed=SEEDS)
 def test_nothing_behind_the_end_token_counts(
     data: st.DataObject, config: TextConfig, seed: int, assert_within: AssertWithin

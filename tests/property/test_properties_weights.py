@@ -34,6 +34,7 @@ def bits_of(tensors: dict[str, torch.Tensor]) -> Bits:
     return [(name, tensor.dtype, tuple(tensor.shape), bytes(tensor_bytes(tensor))) for name, tensor in tensors.items()]
 
 
+@pytest.mark.property(5)
 @given(table=weight_tables(), codec=st.sampled_from(CODECS))
 def test_writing_then_reading_gives_the_same_bits(table: dict[str, torch.Tensor], codec: str) -> None:
     """Property 5: *For any* table of tensors, of any names, supported dtypes and shapes, zero-sized and scalar ones
@@ -51,6 +52,7 @@ def test_writing_then_reading_gives_the_same_bits(table: dict[str, torch.Tensor]
         assert report.file_bytes == report.path.stat().st_size
 
 
+@pytest.mark.property(5)
 @given(table=weight_tables(any_bits=True), codec=st.sampled_from(CODECS))
 def test_any_parquet_tool_reads_the_same_bits(table: dict[str, torch.Tensor], codec: str) -> None:
     """Property 5: *For any* table of tensors, of any names, supported dtypes and shapes, zero-sized and scalar ones
@@ -122,6 +124,7 @@ def is_refused_or_unchanged(sound: bytes, damaged: bytes) -> bool:
     return True
 
 
+@pytest.mark.property(6)
 @given(codec=st.sampled_from(CODECS), corruption=CORRUPTIONS)
 def test_a_flipped_byte_never_gives_other_numbers(
     sound_files: dict[str, bytes], codec: str, corruption: tuple[float, int]
@@ -131,6 +134,7 @@ def test_a_flipped_byte_never_gives_other_numbers(
     is_refused_or_unchanged(sound_files[codec], corrupted(sound_files[codec], corruption))
 
 
+@pytest.mark.property(6)
 @given(mask=st.integers(1, 255), data=st.data())
 def test_a_flipped_byte_of_a_weight_is_always_refused(
     sound_files: dict[str, bytes], mask: int, data: st.DataObject
@@ -145,6 +149,7 @@ def test_a_flipped_byte_of_a_weight_is_always_refused(
     assert is_refused_or_unchanged(sound_file, damaged)
 
 
+@pytest.mark.requirement("4.5")
 @pytest.mark.parametrize("mask_of", [lambda _where: 0xFF, lambda where: 1 << where % 8], ids=["all bits", "one bit"])
 def test_every_byte_of_a_file_flipped(least_file: bytes, mask_of: Callable[[int], int], tmp_path: Path) -> None:
     """Property 6: *For any* weight file, any byte of it and any other value of that byte, loading raises
@@ -160,6 +165,7 @@ def test_every_byte_of_a_file_flipped(least_file: bytes, mask_of: Callable[[int]
     assert refused > len(least_file) // 2
 
 
+@pytest.mark.requirement("4.4")
 @given(table=weight_tables(), keep=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_refused(
     sound_files: dict[str, bytes], table: dict[str, torch.Tensor], keep: float
@@ -179,6 +185,7 @@ def test_a_truncated_file_is_refused(
 NAMES = list(VARIANTS["tiny"].expected_shapes())
 
 
+@pytest.mark.property(14)
 @given(
     removed=st.sets(st.sampled_from(NAMES), max_size=6),
     added=st.dictionaries(

@@ -53,6 +53,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(names))
 
 
+@pytest.mark.requirement("2.2")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "tokens", "heads", "dim"), [(1, 1, 1, 1), (2, 7, 3, 5), (1, 64, 2, 16), (3, 70, 1, 9)])
 def test_both_forms_give_the_same(
@@ -72,6 +73,7 @@ def test_both_forms_give_the_same(
     torch.testing.assert_close(results[0], results[1], **TOLERANCE[dtype])
 
 
+@pytest.mark.requirement("2.7")
 @pytest.mark.parametrize("preferred", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
@@ -96,6 +98,7 @@ def test_masks_in_either_form(
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.requirement("2.1")
 def test_no_rows() -> None:
     """2.1: WHEN given a tensor of shape (n, tokens, hidden_size), n = 0 included, THE InferenceCore SHALL return a
     tensor of the same shape."""
@@ -103,6 +106,7 @@ def test_no_rows() -> None:
     assert attention(torch.zeros(0, 5, 24), 2, None, False, True).shape == (0, 1, 8)
 
 
+@pytest.mark.requirement("8.2")
 @pytest.mark.parametrize(
     ("names", "dtype", "device", "tokens", "expected"),
     [
@@ -132,6 +136,7 @@ def test_which_form_is_preferred(
     assert prefers_bmm(dtype, device, tokens) is expected
 
 
+@pytest.mark.requirement("8.2")
 def test_the_preference_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
     90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: the preferred form is

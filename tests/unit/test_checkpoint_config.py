@@ -54,6 +54,7 @@ def test_sizes_that_older_transformers_leaves_out_are_its_defaults(tmp_path: Pat
     assert config_of(tmp_path) == VisionConfig(patch_size=32, hidden_act="gelu")
 
 
+@pytest.mark.requirement("9.7")
 @pytest.mark.parametrize("layout", ["hf", "hf_clip_model"])
 def test_a_missing_activation_is_never_guessed(tmp_path: Path, layout: Layout) -> None:
     """An activation that no file states is an error that says how to give it; given, it is used."""
@@ -104,6 +105,7 @@ def test_a_file_without_a_class_is_judged_by_its_tensors(tmp_path: Path) -> None
     assert config_of(tmp_path / "plain").projection_dim is None
 
 
+@pytest.mark.requirement("9.7")
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -200,6 +202,7 @@ def test_open_clip_epsilon(tmp_path: Path) -> None:
     assert config_of(tmp_path).layer_norm_eps == 1e-6
 
 
+@pytest.mark.requirement("9.7")
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -242,6 +245,7 @@ def test_an_incomplete_open_clip_config_is_named(
         config_of(edited(tmp_path, "open_clip", edit))
 
 
+@pytest.mark.requirement("9.7")
 def test_open_clip_without_a_configuration_needs_activation_and_heads(tmp_path: Path) -> None:
     """Shapes give every size; the activation and the head count they do not, so the caller has to."""
     make_checkpoint(tmp_path, "tiny", layout="open_clip")

@@ -32,6 +32,7 @@ def load_archive(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.requirement("13.4")
 def test_variants_are_the_clip_sizes() -> None:
     """``b16`` and ``b32`` have the exact sizes of CLIP: 197 and 50 positions, 86.2 M and 87.8 M parameters."""
     for name, positions, millions in (("b16", 197, 86.2), ("b32", 50, 87.8)):
@@ -40,6 +41,7 @@ def test_variants_are_the_clip_sizes() -> None:
         assert (config.num_positions, round(parameters / 1e6, 1)) == (positions, millions)
 
 
+@pytest.mark.requirement("13.4")
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     """Weights depend on the sizes and the seed, and on nothing else."""
     first, again, other = make_weights(TINY, 7), make_weights(TINY, 7), make_weights(TINY, 8)
@@ -55,6 +57,7 @@ def test_weights_are_those_of_the_tower_and_no_bias_is_zero() -> None:
     assert all((tensor != 0).all() for name, tensor in weights.items() if name.endswith(".bias"))
 
 
+@pytest.mark.requirement("13.4")
 def test_a_few_channels_run_hot() -> None:
     """At the width of CLIP six channels of the pre-layernorm are 10 to 30 times the others, and stand out in blocks."""
     weights = make_weights(WIDE)
@@ -66,6 +69,7 @@ def test_a_few_channels_run_hot() -> None:
     assert blocks[hot].mean() > 1.3 * blocks.mean()
 
 
+@pytest.mark.requirement("13.4")
 @pytest.mark.parametrize(
     ("layout", "files", "architecture", "sample"),
     [
@@ -102,6 +106,7 @@ def test_the_pickled_layout_is_a_state_dict(tmp_path: Path) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == TINY.expected_shapes()
 
 
+@pytest.mark.requirement("13.4")
 def test_the_open_clip_layout(tmp_path: Path) -> None:
     """open_clip's names, q, k and v stacked, the projection [W, D], and sizes as its hub repositories state them."""
     path = make_checkpoint(tmp_path, "tiny", layout="open_clip")
@@ -133,6 +138,7 @@ def test_the_open_clip_ratio_survives_its_truncation(tmp_path: Path) -> None:
     assert (int(49 * (1 / 49)), int(49 * ratio)) == (0, 1)
 
 
+@pytest.mark.requirement("13.4")
 def test_the_openai_layout_is_a_torchscript_archive_of_mixed_precision(tmp_path: Path) -> None:
     """A real archive: TorchScript code inside, OpenAI's names, float16 matrices, float32 norms, three sizes."""
     path = make_checkpoint(tmp_path, "tiny", layout="openai")

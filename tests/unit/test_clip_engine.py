@@ -35,6 +35,7 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(3)]
 
 
+@pytest.mark.requirement("17.1")
 def test_each_tower_from_the_file_of_both(model: Path, engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.1: WHERE a file holds both towers, VisionEncoder and TextEncoder each load theirs, with equal rows."""
     vision, text = VisionEncoder(model, dtype="float32"), TextEncoder(model, dtype="float32")
@@ -43,6 +44,7 @@ def test_each_tower_from_the_file_of_both(model: Path, engine: CLIPEngine, image
     assert engine.dimension == vision.dimension == text.dimension == 10
 
 
+@pytest.mark.requirement("15.6")
 @pytest.mark.parametrize(
     ("name", "tensor", "message", "sees"),
     [
@@ -74,6 +76,7 @@ def test_every_tensor_of_a_file_of_both_is_somebodys(
             encoder(model)
 
 
+@pytest.mark.requirement("17.2")
 def test_similarity_is_the_scaled_cosine(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.2: ``similarity`` gives exp(logit_scale) times the cosine, of rows of any length."""
     a, b = engine.encode_image(images, normalize=False), engine.encode_text(["a cat", "a dog"], normalize=False)
@@ -82,6 +85,7 @@ def test_similarity_is_the_scaled_cosine(engine: CLIPEngine, images: list[Image.
     assert torch.allclose(engine.similarity(a * 7, b), engine.similarity(a, b), atol=1e-5)
 
 
+@pytest.mark.requirement("17.9")
 def test_both_kinds_in_one_call(engine: CLIPEngine, images: list[Image.Image], tmp_path: Path) -> None:
     """17.9: in ``encode`` a str is a text and everything else an image, rows in the order given."""
     images[2].save(tmp_path / "a.png")
@@ -92,6 +96,7 @@ def test_both_kinds_in_one_call(engine: CLIPEngine, images: list[Image.Image], t
     assert engine.encode("a cat").shape == engine.encode(tmp_path / "a.png").shape == (1, 10)
 
 
+@pytest.mark.requirement("17.9")
 def test_an_error_names_the_place_in_a_mixed_call(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.9: the position that an error carries is the one in the call."""
     with pytest.raises(TextError, match="text 2: empty") as text_error:
@@ -102,6 +107,7 @@ def test_an_error_names_the_place_in_a_mixed_call(engine: CLIPEngine, images: li
     assert (image_error.value.position, image_error.value.name) == (2, "no-such-file.png")
 
 
+@pytest.mark.requirement("17.5")
 def test_classify_gives_probabilities(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.5: one row of probabilities for each image, the softmax of the logits of the labels in the template."""
     labels = ["cat", "dog", "red square"]
@@ -115,6 +121,7 @@ def test_classify_gives_probabilities(engine: CLIPEngine, images: list[Image.Ima
     assert engine.classify([], labels).shape == (0, 3)
 
 
+@pytest.mark.requirement("17.6")
 @pytest.mark.parametrize(
     ("labels", "position", "message"),
     [
@@ -137,6 +144,7 @@ def test_bad_labels_are_named(
     assert caught.value.position == position
 
 
+@pytest.mark.requirement("17.6")
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "a {label}", "", None])
 def test_a_template_has_one_place(engine: CLIPEngine, images: list[Image.Image], template: str) -> None:
     """17.6: IF the template does not have one ``{}``, THEN ConfigError with the template."""
@@ -144,12 +152,14 @@ def test_a_template_has_one_place(engine: CLIPEngine, images: list[Image.Image],
         engine.classify(images, ["cat"], template)
 
 
+@pytest.mark.requirement("17.5")
 def test_braces_of_a_label_are_its_own(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.5: a label is put into the template as it is."""
     with pytest.raises(TextError, match=r"\['\{0\}'\]"):
         engine.classify(images, ["{0}"])
 
 
+@pytest.mark.requirement("17.7")
 def test_search_returns_the_nearest_rows(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.7: ``search`` gives the k rows of highest cosine, nearest first, for a text, an image or an embedding."""
     embeddings = engine.encode_image(images)
@@ -163,6 +173,7 @@ def test_search_returns_the_nearest_rows(engine: CLIPEngine, images: list[Image.
     assert torch.equal(engine.search(row[0], embeddings, 2).indices, by_text.indices)
 
 
+@pytest.mark.requirement("17.7")
 @pytest.mark.parametrize("k", [0, 4, -1, True, 1.0])
 def test_k_is_a_number_of_rows(engine: CLIPEngine, images: list[Image.Image], k: int) -> None:
     """17.7: a k that is no number from 1 to the number of rows is a ConfigError, not a shorter result."""
@@ -170,6 +181,7 @@ def test_k_is_a_number_of_rows(engine: CLIPEngine, images: list[Image.Image], k:
         engine.search("a cat", engine.encode_image(images), k)
 
 
+@pytest.mark.requirement("17.7")
 def test_a_search_has_one_query(engine: CLIPEngine, images: list[Image.Image]) -> None:
     """17.7: several queries at once, or embeddings of another width, are ConfigErrors."""
     embeddings = engine.encode_image(images)
@@ -181,6 +193,7 @@ def test_a_search_has_one_query(engine: CLIPEngine, images: list[Image.Image]) -
         engine.search("a cat", torch.zeros(2, 10), 1)
 
 
+@pytest.mark.requirement("17.1")
 def test_other_models_are_refused(tmp_path: Path) -> None:
     """17.1: a file that does not hold both towers is refused with what it is."""
     with pytest.raises(ConfigError, match="model_type: 'bert'"):

@@ -64,6 +64,7 @@ def rewrite(directory: Path, edit: Callable[[Tensors], object]) -> Path:
     return directory
 
 
+@pytest.mark.requirement("9.1", "9.2", "9.3", "9.4")
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     # an OpenAI archive has its own mixture of dtypes
@@ -80,6 +81,7 @@ def test_every_layout_gives_the_same_bits(tmp_path: Path, layout: Layout, dtype:
     assert report.num_tensors == len(loader.names)
 
 
+@pytest.mark.property(10)
 @given(config=vision_configs(), layout=st.sampled_from([one for one in LAYOUTS if one != "openai"]), seed=SEEDS)
 def test_any_sizes_in_any_layout_give_the_same_bits(config: VisionConfig, layout: Layout, seed: int) -> None:
     """Whatever the sizes: what is read back from the weight file is what the checkpoint was made of."""
@@ -94,6 +96,7 @@ def test_any_sizes_in_any_layout_give_the_same_bits(config: VisionConfig, layout
         assert loader.config == {**config.to_dict(), "projection_dim": projection}
 
 
+@pytest.mark.requirement("9.5")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_cast_is_made_on_request(tmp_path: Path, dtype: str) -> None:
     """``dtype`` casts every tensor, as PyTorch does."""
@@ -102,6 +105,7 @@ def test_a_cast_is_made_on_request(tmp_path: Path, dtype: str) -> None:
     assert_same_bits(WeightLoader(tmp_path).load_weights(), expected_weights(TINY, "open_clip", getattr(torch, dtype)))
 
 
+@pytest.mark.requirement("3.5", "10.1")
 def test_the_report_and_the_metadata_say_where_it_came_from(tmp_path: Path) -> None:
     """Tensors, parameters, bytes in and out, both hashes, what was left out; config, preprocessing and source."""
     source = make_checkpoint(tmp_path / "tiny-clip", "tiny", layout="hf_clip_model")
@@ -129,6 +133,7 @@ def test_the_report_and_the_metadata_say_where_it_came_from(tmp_path: Path) -> N
     }
 
 
+@pytest.mark.requirement("3.5")
 def test_the_hash_of_shards_is_over_all_of_them(tmp_path: Path) -> None:
     """For a sharded source the recorded sha256 is over the shards sorted by name, and the bytes in are their sum."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_sharded")
@@ -152,6 +157,7 @@ def test_out_is_a_directory_or_a_parquet_file(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,6 +171,7 @@ def test_an_unknown_argument_is_named(tmp_path: Path, arguments: dict[str, Any],
         convert_checkpoint(tmp_path / "missing", tmp_path, **arguments)
 
 
+@pytest.mark.requirement("3.6")
 @pytest.mark.parametrize("compression", ["none", "zstd", "lz4", "snappy", "gzip"])
 def test_compression_changes_no_bit(tmp_path: Path, compression: str) -> None:
     """Every codec gives back what was written."""
@@ -173,6 +180,7 @@ def test_compression_changes_no_bit(tmp_path: Path, compression: str) -> None:
     assert_same_bits(WeightLoader(tmp_path).load_weights(), make_weights(TINY))
 
 
+@pytest.mark.requirement("9.8")
 def test_every_tensor_that_does_not_fit_is_in_one_message(tmp_path: Path) -> None:
     """Missing, unexpected and mis-shaped tensors, and a dtype that is no weight's, are reported together."""
     source = make_checkpoint(tmp_path / "source", "tiny")
@@ -199,6 +207,7 @@ def test_every_tensor_that_does_not_fit_is_in_one_message(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.requirement("9.8")
 def test_a_fused_tensor_that_does_not_fit_is_named_once_with_its_own_shape(tmp_path: Path) -> None:
     """Messages speak of the source's tensors: the fused one, and the projection as it is stored."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="open_clip")
@@ -209,6 +218,7 @@ def test_a_fused_tensor_that_does_not_fit_is_named_once_with_its_own_shape(tmp_p
         convert_checkpoint(source, tmp_path)
 
 
+@pytest.mark.requirement("9.8")
 def test_a_clip_model_without_its_projection_is_incomplete(tmp_path: Path) -> None:
     """The class says that there is a projection: its absence is an error, not an encoder without one."""
     source = make_checkpoint(tmp_path / "source", "tiny")
@@ -217,6 +227,7 @@ def test_a_clip_model_without_its_projection_is_incomplete(tmp_path: Path) -> No
         convert_checkpoint(source, tmp_path)
 
 
+@pytest.mark.requirement("9.8")
 def test_layers_that_the_configuration_does_not_count_are_an_error(tmp_path: Path) -> None:
     """A configuration with fewer layers than the checkpoint does not cut the model short."""
     source = make_checkpoint(tmp_path / "source", "tiny")
@@ -226,6 +237,7 @@ def test_layers_that_the_configuration_does_not_count_are_an_error(tmp_path: Pat
         convert_checkpoint(source, tmp_path)
 
 
+@pytest.mark.requirement("9.6", "9.8")
 @pytest.mark.parametrize("layout", ["hf", "open_clip"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_named_and_leave_no_file(tmp_path: Path, layout: Layout, value: float) -> None:
@@ -249,6 +261,7 @@ def test_weights_that_are_not_finite_are_named_and_leave_no_file(tmp_path: Path,
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.requirement("9.8")
 def test_a_cast_that_overflows_is_named(tmp_path: Path) -> None:
     """A finite weight that float16 cannot hold is not written as infinity."""
     source = make_checkpoint(tmp_path / "source", "tiny")
@@ -264,6 +277,7 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("medium") / "source", MEDIUM)
 
 
+@pytest.mark.requirement("9.6")
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_conversion_leaves_no_half_file(
@@ -325,6 +339,7 @@ def test_the_model_is_never_in_memory_whole(medium: Path, tmp_path: Path) -> Non
     assert float(done.stdout) < 0.5
 
 
+@pytest.mark.requirement("10.2")
 def test_a_progress_bar_is_shown_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A bar on stderr on request, counting tensors; silence otherwise."""
     source = make_checkpoint(tmp_path / "source", "tiny")
@@ -335,6 +350,7 @@ def test_a_progress_bar_is_shown_on_request(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.requirement("12.3")
 def test_a_local_conversion_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path is read from disk and from nowhere else."""
 

@@ -21,6 +21,7 @@ from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import PatchEmbedding, VisionEncoder
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("error", [CheckpointError, ConfigError, ImageError, WeightFormatError])
 def test_one_base(error: type[Exception]) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -30,6 +31,7 @@ def test_one_base(error: type[Exception]) -> None:
     assert str(error("width: 7, expected 8")).endswith("width: 7, expected 8")
 
 
+@pytest.mark.requirement("6.6")
 @pytest.mark.parametrize(
     ("position", "name", "message"),
     [
@@ -82,6 +84,7 @@ REFUSALS: dict[str, tuple[Refusal, type[Exception], str, str]] = {
 }
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("what", REFUSALS)
 def test_a_refusal_says_what_was_found_and_what_was_expected(
     tiny_encoder: VisionEncoder, tmp_path: Path, what: str

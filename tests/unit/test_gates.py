@@ -85,6 +85,7 @@ def by_id(judgement: Judgement) -> dict[str, Verdict]:
     return {verdict.gate.id: verdict for verdict in judgement.verdicts}
 
 
+@pytest.mark.requirement("13.7", "13.8", "14.7")
 def test_gates_are_measured_against_the_table_and_a_miss_fails(checkout: Checkout) -> None:
     """13.7, 13.8, 14.7: limits from the table; a value that misses one fails; a gate without its device is NOT RUN."""
     judgement, output = checkout.run(
@@ -112,6 +113,7 @@ def test_gates_are_measured_against_the_table_and_a_miss_fails(checkout: Checkou
     assert "memory: sample 3 of 3" in output
 
 
+@pytest.mark.requirement("13.8", "13.9")
 def test_a_skipped_deselected_deleted_or_broken_gate_is_never_a_pass(tmp_path: Path) -> None:
     """13.8, 13.9: IF a gate did not run, THEN THE Gates Session SHALL list it as NOT RUN and not as passed."""
     tampered = Checkout(tmp_path)
@@ -134,6 +136,7 @@ def test_a_skipped_deselected_deleted_or_broken_gate_is_never_a_pass(tmp_path: P
     assert "no such thing" in by_id(judgement)["broken"].reason
 
 
+@pytest.mark.requirement("13.3")
 def test_a_wrong_answer_is_an_error_and_not_a_time(checkout: Checkout) -> None:
     """13.3: WHEN a call is timed, THE Harness SHALL compare its embeddings with those of the Reference."""
     model = prepare_model("tiny", checkout.root / CACHE_DIRECTORY)
@@ -150,6 +153,7 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(checkout: Checkout) -> None:
     assert "wrong answers" in verdict.reason
 
 
+@pytest.mark.requirement("13.9")
 def test_every_gate_of_the_spec_has_exactly_one_test() -> None:
     """13.9: each row of the table *Gates* is collected once, whatever its session."""
     command = [sys.executable, "-m", "pytest", "benchmarks/gates", "--collect-only", "-q", "-p", "no:cacheprovider"]

@@ -49,6 +49,7 @@ def kinds(directory: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.requirement("6.1")
 def test_one_image_of_every_kind(tmp_path: Path) -> None:
     """6.1: WHEN given n accepted images, n = 0 included, THE ImageProcessor SHALL return a float32 tensor of shape (n,
     3, S, S): one for a lone image of any kind, which is the same picture in each."""
@@ -79,6 +80,7 @@ def columns(directory: Path) -> dict[str, pa.Array | pa.ChunkedArray]:
     }
 
 
+@pytest.mark.requirement("5.1")
 def test_columns_of_every_type(tmp_path: Path) -> None:
     """5.1: WHEN `encode` is given n images as a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or (n, H, W,
     3), a list of these or an Arrow array of encoded images, one image and n = 0 included, THE VisionEncoder SHALL
@@ -90,6 +92,7 @@ def test_columns_of_every_type(tmp_path: Path) -> None:
     assert torch.equal(PROCESSOR(batch), torch.cat((EXPECTED, black, EXPECTED)))
 
 
+@pytest.mark.requirement("5.4")
 def test_bytes_of_a_column_are_read_in_place() -> None:
     """5.4: WHEN `encode_arrow` is given a binary or string column, THE VisionEncoder SHALL return a FixedSizeListArray
     that has one row for each row of the column and wraps the memory of the embedding matrix: and its images are read
@@ -101,6 +104,7 @@ def test_bytes_of_a_column_are_read_in_place() -> None:
     assert np.frombuffer(last, np.uint8).ctypes.data == data.address + len(PNG)
 
 
+@pytest.mark.requirement("6.1")
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP"])
 def test_file_formats(tmp_path: Path, file_format: str) -> None:
     """6.1: WHEN given n accepted images, n = 0 included, THE ImageProcessor SHALL return a float32 tensor of shape (n,
@@ -127,6 +131,7 @@ TURNS: dict[int, Callable[[Array], Array]] = {
 }
 
 
+@pytest.mark.requirement("6.3")
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_files_are_turned_as_exif_says(tmp_path: Path, file_format: str, orientation: int) -> None:
@@ -140,6 +145,7 @@ def test_files_are_turned_as_exif_says(tmp_path: Path, file_format: str, orienta
         assert torch.equal(PROCESSOR(source), expected)
 
 
+@pytest.mark.requirement("6.4")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_and_arrays_are_taken_as_they_stand(orientation: int) -> None:
     """6.4: WHEN an image is a PIL image or an array, THE ImageProcessor SHALL keep its rows and columns as they
@@ -157,6 +163,7 @@ def values_of(rgb: tuple[int, int, int]) -> npt.NDArray[np.float32]:
     return values.astype(np.float32)
 
 
+@pytest.mark.requirement("6.5")
 @pytest.mark.parametrize(
     ("image", "rgb"),
     [
@@ -174,6 +181,7 @@ def test_transparency_is_put_on_white(image: Image.Image, rgb: tuple[int, int, i
     np.testing.assert_allclose(ImageProcessor(4)(encode_image(image, "PNG"))[0, :, 1, 1], values_of(rgb), rtol=1e-5)
 
 
+@pytest.mark.requirement("6.5")
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
 def test_a_transparent_palette_entry_is_put_on_white(transparency: int | bytes) -> None:
     """6.5: WHERE an image has transparency, THE ImageProcessor SHALL composite it on white."""
@@ -187,6 +195,7 @@ def test_a_transparent_palette_entry_is_put_on_white(transparency: int | bytes) 
         np.testing.assert_allclose(pixels[:, 4, 6], values_of((0, 0, 200)), rtol=1e-5)
 
 
+@pytest.mark.requirement("6.4")
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "F"])
 def test_no_image_is_changed(mode: str) -> None:
     """6.4: WHEN an image is a PIL image or an array, THE ImageProcessor SHALL keep its rows and columns as they stand:
@@ -197,6 +206,7 @@ def test_no_image_is_changed(mode: str) -> None:
     assert (image.mode, image.size, image.tobytes()) == before
 
 
+@pytest.mark.requirement("6.3")
 def test_reading_one_image() -> None:
     """6.3: WHEN an image is a file or encoded bytes, THE ImageProcessor SHALL apply its EXIF orientation; 6.4: a PIL
     image keeps its own."""
@@ -205,6 +215,7 @@ def test_reading_one_image() -> None:
     assert read_image(ARRAY).tobytes() == PICTURE.tobytes()
 
 
+@pytest.mark.requirement("5.9")
 @pytest.mark.parametrize(
     ("spare", "floor", "rounded"), [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)]
 )
@@ -219,6 +230,7 @@ def test_where_the_crop_starts(spare: int, floor: int, rounded: int) -> None:
         assert torch.equal(turned, found.transpose(2, 3))
 
 
+@pytest.mark.requirement("5.9")
 def test_other_constants() -> None:
     """5.9: WHERE a Weight File carries preprocessing constants, THE VisionEncoder SHALL preprocess images with them."""
     mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
@@ -228,6 +240,7 @@ def test_other_constants() -> None:
     assert torch.equal(small, ImageProcessor(8)(ARRAY)[:, :, 2:6, 2:6])
 
 
+@pytest.mark.requirement("5.9")
 def test_constants_round_trip() -> None:
     """5.9: WHERE a Weight File carries preprocessing constants, THE VisionEncoder SHALL preprocess images with them: as
     JSON, and back the same."""
@@ -248,6 +261,7 @@ def test_constants_round_trip() -> None:
     assert (defaults["mean"], defaults["std"]) == (list(CLIP_MEAN), list(CLIP_STD))
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -273,6 +287,7 @@ def test_constants_out_of_range(values: dict[str, Any], message: str) -> None:
         ImageProcessor.from_dict({**ImageProcessor().to_dict(), **values})
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("name", ["image_size", "resize_size", "mean", "std", "crop_offset"])
 def test_missing_and_unknown_constants(name: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -285,6 +300,7 @@ def test_missing_and_unknown_constants(name: str) -> None:
         ImageProcessor.from_dict(values)
 
 
+@pytest.mark.requirement("6.1")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_one_lazily_opened_picture_many_times(tmp_path: Path, suffix: str) -> None:
     """6.1: a picture that was opened and not yet decoded may stand several times in a batch."""

@@ -34,6 +34,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
+@pytest.mark.requirement("6.6")
 @pytest.mark.parametrize(
     "data",
     [b"", b"this is no image", PNG[:-100], PNG[:20], JPEG[:-100], JPEG[: len(JPEG) // 2], bytes(1000), PNG[8:]],
@@ -56,6 +57,7 @@ def test_an_unreadable_image_in_a_batch(tmp_path: Path, data: bytes, position: i
         assert (caught.value.position, caught.value.name) == (position, name)
 
 
+@pytest.mark.requirement("6.6")
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name."""
@@ -68,6 +70,7 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
             assert str(bad) in str(caught.value)
 
 
+@pytest.mark.requirement("6.6")
 def test_the_first_of_several_is_named() -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name: in whichever order they are read."""
@@ -78,6 +81,7 @@ def test_the_first_of_several_is_named() -> None:
         assert (caught.value.position, caught.value.name) == (6, "missing one")
 
 
+@pytest.mark.requirement("6.6")
 def test_batches_before_an_unreadable_image_are_sound() -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name: after whole batches only."""
@@ -87,6 +91,7 @@ def test_batches_before_an_unreadable_image_are_sound() -> None:
         next(batches)
 
 
+@pytest.mark.requirement("6.1")
 def test_an_abandoned_loop_over_batches_ends() -> None:
     """6.1: WHEN given n accepted images, n = 0 included, THE ImageProcessor SHALL return a float32 tensor of shape (n,
     3, S, S): no thread stays behind a loop that was left."""
@@ -97,6 +102,7 @@ def test_an_abandoned_loop_over_batches_ends() -> None:
         next(batches)
 
 
+@pytest.mark.requirement("6.6")
 @pytest.mark.parametrize("values", [[PNG, None, PNG], [None], [PNG, PNG, None]])
 def test_a_null_of_a_column(values: list[bytes | None]) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
@@ -116,6 +122,7 @@ def test_a_null_of_a_column(values: list[bytes | None]) -> None:
         assert caught.value.position == position
 
 
+@pytest.mark.requirement("6.7")
 @pytest.mark.parametrize(("width", "height"), [(30000, 30000), (1 << 20, 1 << 10), (65500, 65500)])
 def test_a_decompression_bomb(tmp_path: Path, width: int, height: int) -> None:
     """6.7: IF an image is a decompression bomb, THEN THE ImageProcessor SHALL raise ImageError."""
@@ -127,6 +134,7 @@ def test_a_decompression_bomb(tmp_path: Path, width: int, height: int) -> None:
             PROCESSOR(bomb)
 
 
+@pytest.mark.requirement("6.7")
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_strip_that_would_become_a_bomb(turned: bool) -> None:
     """6.7: IF an image is a decompression bomb, THEN THE ImageProcessor SHALL raise ImageError: also one that is small
@@ -163,6 +171,7 @@ ARRAYS: dict[str, np.ndarray[Any, Any]] = {
 }
 
 
+@pytest.mark.requirement("6.8")
 @pytest.mark.parametrize("what", ARRAYS)
 def test_an_array_that_is_no_picture(what: str) -> None:
     """6.8: IF an array has a dtype, shape or channel count other than uint8 (H, W, 3), THEN THE ImageProcessor SHALL
@@ -175,6 +184,7 @@ def test_an_array_that_is_no_picture(what: str) -> None:
         assert caught.value.position == position
 
 
+@pytest.mark.requirement("6.8")
 @pytest.mark.parametrize(
     "batch",
     [np.zeros((2, 4, 5, 3), np.float32), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)],
@@ -187,6 +197,7 @@ def test_a_batch_of_arrays_that_are_no_pictures(batch: np.ndarray[Any, Any]) -> 
         PROCESSOR(batch)
 
 
+@pytest.mark.requirement("6.6")
 @pytest.mark.parametrize("what", [None, 3, 2.5, {"a": 1}, torch.zeros(3, 4, 5), object(), [PNG]], ids=repr)
 def test_what_is_no_image_at_all(what: Any) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
@@ -199,6 +210,7 @@ def test_what_is_no_image_at_all(what: Any) -> None:
     assert caught.value.position == 1
 
 
+@pytest.mark.requirement("6.6")
 @pytest.mark.parametrize(
     "column",
     [
@@ -219,6 +231,7 @@ def test_a_column_of_another_type(column: pa.Array) -> None:
             PROCESSOR(given)
 
 
+@pytest.mark.requirement("6.6")
 def test_a_closed_picture_and_one_of_no_size() -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name."""

@@ -43,6 +43,7 @@ def loaded(dtype: torch.dtype = torch.float32, **options: Any) -> InferenceCore:
     return core
 
 
+@pytest.mark.requirement("2.1")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize(("n", "count"), [(0, 5), (1, 1), (2, 7)])
@@ -67,6 +68,7 @@ def silent(core: InferenceCore) -> InferenceCore:
     return core
 
 
+@pytest.mark.requirement("2.2")
 @torch.inference_mode()
 def test_pre_norm_keeps_the_residual() -> None:
     """2.2: WHERE `norm` is `pre`, THE InferenceCore SHALL compute each layer as `x = x + attention(norm1(x))`, then `x
@@ -75,6 +77,7 @@ def test_pre_norm_keeps_the_residual() -> None:
     assert torch.equal(silent(InferenceCore(**SIZES, norm="pre"))(x), x)
 
 
+@pytest.mark.requirement("2.3")
 @torch.inference_mode()
 def test_post_norm_norms_the_residual() -> None:
     """2.3: WHERE `norm` is `post`, THE InferenceCore SHALL compute each layer as `x = norm1(x + attention(x))`, then `x
@@ -85,6 +88,7 @@ def test_post_norm_norms_the_residual() -> None:
     )
 
 
+@pytest.mark.requirement("2.4")
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
@@ -103,6 +107,7 @@ def test_the_activation_is_between_the_products(activation: str, norm: str) -> N
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.requirement("2.2")
 @torch.inference_mode()
 def test_epsilon_reaches_every_norm() -> None:
     """2.2: WHERE `norm` is `pre`, THE InferenceCore SHALL compute each layer as `x = x + attention(norm1(x))`, then `x
@@ -112,6 +117,7 @@ def test_epsilon_reaches_every_norm() -> None:
     assert [norm.eps for norm in norms] == [0.25] * 6
 
 
+@pytest.mark.requirement("2.6")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_a_later_token_does_not_reach_an_earlier_one(dtype: torch.dtype) -> None:
@@ -126,6 +132,7 @@ def test_a_later_token_does_not_reach_an_earlier_one(dtype: torch.dtype) -> None
     assert not (loaded(dtype)(before) == loaded(dtype)(after)).all(-1).any()
 
 
+@pytest.mark.requirement("2.7")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
@@ -147,6 +154,7 @@ def test_padding_does_not_reach_another_token(dtype: torch.dtype, causal: bool) 
     ]
 
 
+@pytest.mark.requirement("5.6")
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
@@ -159,6 +167,7 @@ def test_the_first_row_alone(norm: str, causal: bool, masked: bool) -> None:
     torch.testing.assert_close(core(x, padding, first_token_only=True), core(x, padding)[:, :1])
 
 
+@pytest.mark.requirement("2.8")
 @pytest.mark.parametrize("load", [True, False])
 @torch.inference_mode()
 def test_one_product_for_queries_keys_and_values(load: bool) -> None:
@@ -173,6 +182,7 @@ def test_one_product_for_queries_keys_and_values(load: bool) -> None:
     assert calls == {(12, 36): 3, (12, 12): 3, (12, 20): 3, (20, 12): 3}
 
 
+@pytest.mark.requirement("2.8")
 @torch.inference_mode()
 def test_queries_keys_and_values_keep_their_places() -> None:
     """2.8: THE InferenceCore SHALL compute the queries, keys and values of a layer as one matrix product: in which each
@@ -187,6 +197,7 @@ def test_queries_keys_and_values_keep_their_places() -> None:
     torch.testing.assert_close(layer.qkv(x), torch.cat(parts, -1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.requirement("5.5")
 @torch.inference_mode()
 def test_each_layer_is_reported() -> None:
     """5.5: WHEN `forward` is called with `intermediates=True`, THE VisionEncoder SHALL return the tensor of each of its
@@ -199,6 +210,7 @@ def test_each_layer_is_reported() -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.requirement("2.2")
 def test_other_names_for_a_block() -> None:
     """2.2: WHERE `norm` is `pre`, THE InferenceCore SHALL compute each layer as `x = x + attention(norm1(x))`, then `x
     = x + mlp(norm2(x))`: from a block whose tensors another family of checkpoints named."""
@@ -217,6 +229,7 @@ def test_other_names_for_a_block() -> None:
         assert torch.equal(core(tokens()), renamed(tokens()))
 
 
+@pytest.mark.requirement("2.9")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -239,6 +252,7 @@ def test_arguments_that_do_not_fit(values: dict[str, Any], message: str) -> None
         InferenceCore(**{**SIZES, **values})
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 13), (2, 0, 12), (1, 2, 5, 12)])
 def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -247,6 +261,7 @@ def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
         InferenceCore(**SIZES)(torch.zeros(shape))
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("mask", "causal", "message"),
     [
@@ -264,6 +279,7 @@ def test_masks_that_do_not_fit(mask: torch.Tensor, causal: bool, message: str) -
         InferenceCore(**SIZES, causal=causal)(tokens(), mask)
 
 
+@pytest.mark.requirement("2.8")
 def test_the_core_is_built_of_the_one_linear_layer() -> None:
     """2.8: THE InferenceCore SHALL compute the queries, keys and values of a layer as one matrix product: the layer
     that knows how this machine multiplies."""

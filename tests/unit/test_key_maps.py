@@ -13,6 +13,7 @@ FAMILIES: tuple[Family, ...] = ("huggingface", "huggingface_bare", "open_clip", 
 BLOCK = "vision_model.encoder.layers.{n}."
 
 
+@pytest.mark.requirement("9.1")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_table_names_every_tensor_of_a_tower_and_no_other(family: Family) -> None:
     """With a number for ``{n}``, a table's keys are exactly the tensors of a weight file."""
@@ -27,6 +28,7 @@ def test_no_two_tensors_come_from_the_same_place(family: Family) -> None:
     assert len(set(TABLES[family].values())) == len(TABLES[family])
 
 
+@pytest.mark.requirement("9.3")
 @pytest.mark.parametrize(
     ("name", "entry"),
     [
@@ -48,6 +50,7 @@ def test_openai_names(name: str, entry: Entry) -> None:
     assert OPENAI[name] == entry
 
 
+@pytest.mark.requirement("9.3")
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_fused_attention_is_split_in_the_order_q_k_v(kind: str) -> None:
     """``attn.in_proj_{weight,bias}``: three equal chunks in the order q, k, v."""

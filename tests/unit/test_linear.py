@@ -54,6 +54,7 @@ def without_packing(patch: pytest.MonkeyPatch) -> None:
     packs.cache_clear()
 
 
+@pytest.mark.requirement("2.8")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", EXACT)
@@ -81,6 +82,7 @@ def test_packed_and_plain_give_the_same(
         torch.testing.assert_close(result.float(), expected, **TOLERANCE[dtype])
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_brought_to_the_computing_dtype(dtype: torch.dtype) -> None:
     """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
@@ -92,6 +94,7 @@ def test_weights_are_brought_to_the_computing_dtype(dtype: torch.dtype) -> None:
     assert layer(drawn(3, 24, dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.requirement("4.7")
 def test_a_bias_does_not_keep_the_memory_it_was_read_into() -> None:
     """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model."""
     buffer = drawn(100)
@@ -102,6 +105,7 @@ def test_a_bias_does_not_keep_the_memory_it_was_read_into() -> None:
     assert not any(parameter.requires_grad for parameter in layer.parameters())
 
 
+@pytest.mark.requirement("1.8")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("n", [0, 1, 3])
@@ -120,6 +124,7 @@ def test_patches_are_a_convolution(monkeypatch: pytest.MonkeyPatch, dtype: torch
     torch.testing.assert_close(out.float(), expected.float(), **TOLERANCE[dtype])
 
 
+@pytest.mark.requirement("8.2")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_this_machine_packs(dtype: torch.dtype) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
@@ -132,6 +137,7 @@ def test_this_machine_packs(dtype: torch.dtype) -> None:
     assert layer.weight.is_meta is available
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize("where", [(CPU, torch.float16), (CPU, torch.float64), (CUDA, torch.float32)])
 def test_nothing_else_packs(where: tuple[torch.device, torch.dtype]) -> None:
     """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
@@ -169,6 +175,7 @@ BROKEN: dict[str, types.SimpleNamespace] = {
 }
 
 
+@pytest.mark.requirement("7.8")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", BROKEN)
 def test_operators_that_are_missing_or_wrong_are_not_used(
@@ -184,6 +191,7 @@ def test_operators_that_are_missing_or_wrong_are_not_used(
     torch.testing.assert_close(layer(x), F.gelu(F.linear(x, weight, offset)))
 
 
+@pytest.mark.requirement("7.1")
 def test_an_encoder_without_the_private_operators(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_encoder: VisionEncoder
 ) -> None:
@@ -198,6 +206,7 @@ def test_an_encoder_without_the_private_operators(
     assert VisionEncoder(tiny_model).dtype == torch.float32
 
 
+@pytest.mark.requirement("2.4")
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
 def test_scaling_rounds_once(stored: torch.dtype, computed: torch.dtype) -> None:
@@ -213,6 +222,7 @@ def test_scaling_rounds_once(stored: torch.dtype, computed: torch.dtype) -> None
     assert scaled(tensor, 1, computed) is tensor
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -232,6 +242,7 @@ def test_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str], e
     assert auto_dtype(CPU) == torch.float32
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [
@@ -249,12 +260,14 @@ def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, in
     assert auto_dtype(CUDA) == expected
 
 
+@pytest.mark.requirement("5.8")
 def test_auto_on_another_device() -> None:
     """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
     natively, in float32 on other processors, and in float16 or bfloat16 on CUDA: in float32 where nothing is known."""
     assert auto_dtype(torch.device("mps")) == torch.float32
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_dtype_by_name(name: str) -> None:
     """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
@@ -263,6 +276,7 @@ def test_a_dtype_by_name(name: str) -> None:
     assert resolve_dtype(name, CPU) == resolve_dtype(dtype, CPU) == dtype
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("name", ["int8", "float64", "nn", "", "torch.float32", torch.int32, None, 4])
 def test_an_unknown_dtype(name: Any) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -271,6 +285,7 @@ def test_an_unknown_dtype(name: Any) -> None:
         resolve_dtype(name, CPU)
 
 
+@pytest.mark.requirement("5.8")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

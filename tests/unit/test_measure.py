@@ -47,6 +47,7 @@ def job(tiny_model: Path, tiny_encoder: VisionEncoder, tmp_path_factory: pytest.
     return Job(str(tiny_model), str(file), SIZE, "float32")
 
 
+@pytest.mark.requirement("13.1", "13.2")
 def test_a_sample_comes_from_a_fresh_process_and_holds_every_metric(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """13.1, 13.2: load and first call, at least 64 calls, batch throughput, peak memory, the imports apart; 13.3."""
     real, commands = subprocess.run, []
@@ -72,6 +73,7 @@ def test_a_sample_comes_from_a_fresh_process_and_holds_every_metric(job: Job, mo
     json.dumps(asdict(sample), allow_nan=False)
 
 
+@pytest.mark.requirement("13.3")
 @pytest.mark.parametrize("wrong", ["another image's answers", "NaN"])
 def test_a_wrong_answer_is_an_error_and_not_a_number(job: Job, wrong: str, tmp_path: Path) -> None:
     """13.3: WHEN a call is timed, THE Harness SHALL compare its embeddings with those of the Reference."""
@@ -94,6 +96,7 @@ def test_a_process_that_fails_or_hangs_is_an_error(job: Job, tmp_path: Path) -> 
         measure(job, within=None, timeout_s=0.05)
 
 
+@pytest.mark.requirement("13.2")
 def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
     """13.2: peak resident memory of the process; the kernel's ``ru_maxrss`` would begin with that of its parent."""
     ballast = np.ones(600_000_000, np.uint8)
@@ -101,6 +104,7 @@ def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
     assert sample.peak_mb < ballast.nbytes / 1e6
 
 
+@pytest.mark.requirement("13.2")
 def test_memory_that_was_given_back_still_counts() -> None:
     """13.2: the peak is since the start of the process, not what is resident at the end."""
     program = (
@@ -114,6 +118,7 @@ def test_memory_that_was_given_back_still_counts() -> None:
     assert now < 150 < 200 < peak
 
 
+@pytest.mark.requirement("13.3")
 def test_a_reference_that_cannot_tell_images_apart_is_refused(tmp_path: Path) -> None:
     """13.3 means little where one image's answer passes for another's: such a model is refused."""
     file = make_checkpoint(tmp_path / "blind", "tiny") / "model.safetensors"
@@ -180,6 +185,7 @@ def test_the_machine_names_what_a_figure_depends_on() -> None:
     json.dumps(asdict(info), allow_nan=False)
 
 
+@pytest.mark.requirement("8.11")
 def test_growth_is_what_stays_of_the_calls(tiny_model: Path, tmp_path: Path) -> None:
     """8.11: the process encodes every file in turn; memory is read after the first calls and after the last."""
     files = [tmp_path / f"{number}.png" for number in range(3)]
@@ -191,6 +197,7 @@ def test_growth_is_what_stays_of_the_calls(tiny_model: Path, tmp_path: Path) -> 
         measure_growth(tiny_model, [*files, tmp_path / "none.png"], dtype="float32", first=2, calls=4)
 
 
+@pytest.mark.requirement("13.5")
 def test_files_are_encoded_once_more_when_warmed(tiny_model: Path, tmp_path: Path, tiny_encoder: VisionEncoder) -> None:
     """13.5: what is timed is every file, whichever were encoded before; the rows are in the order of the files."""
     files = [tmp_path / f"{number}.png" for number in range(5)]
@@ -201,6 +208,7 @@ def test_files_are_encoded_once_more_when_warmed(tiny_model: Path, tmp_path: Pat
     assert np.array_equal(rows, tiny_encoder.encode(files, normalize=False).numpy())
 
 
+@pytest.mark.requirement("8.8")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_limit_is_of_the_products_alone(dtype: str) -> None:
     """8.8: the model's operations at the rate that its products reach on this machine."""
@@ -211,6 +219,7 @@ def test_the_limit_is_of_the_products_alone(dtype: str) -> None:
         measure_limit("huge", "float32")
 
 
+@pytest.mark.requirement("8.8")
 def test_the_operations_of_a_model() -> None:
     """8.8: 35.1 GFLOP for a B/16 and 8.8 for a B/32, a multiplication and an addition each, as published."""
     assert model_gflop(VARIANTS["b16"]) == pytest.approx(35.1, abs=0.05)

@@ -49,6 +49,7 @@ def all_modules() -> list[str]:
     return [found.name for found in pkgutil.walk_packages(llm_compression.__path__, "llm_compression.")]
 
 
+@pytest.mark.requirement("12.1")
 def test_importing_the_package_is_light() -> None:
     """12.1: WHEN `import llm_compression` is run, THE Package SHALL import neither torch nor transformers."""
     loaded = modules_after("import llm_compression; dir(llm_compression); llm_compression.__version__")
@@ -57,6 +58,7 @@ def test_importing_the_package_is_light() -> None:
     assert not heavy & set(loaded)
 
 
+@pytest.mark.requirement("12.1")
 def test_errors_and_configurations_come_without_torch() -> None:
     """12.1: WHEN `import llm_compression` is run, THE Package SHALL import neither torch nor transformers: nor for the
     names that need neither."""
@@ -65,6 +67,7 @@ def test_errors_and_configurations_come_without_torch() -> None:
     assert not {"torch", "transformers"} & set(loaded)
 
 
+@pytest.mark.requirement("12.2")
 def test_encoding_needs_no_extra(tiny_model: Path) -> None:
     """12.2: THE Package SHALL require no run-time dependency other than torch, pyarrow, numpy and pillow."""
     code = (
@@ -78,6 +81,7 @@ def test_encoding_needs_no_extra(tiny_model: Path) -> None:
     assert not set(EXTRAS) & {name.partition(".")[0] for name in loaded}
 
 
+@pytest.mark.requirement("12.2")
 def test_declared_dependencies() -> None:
     """12.2: THE Package SHALL require no run-time dependency other than torch, pyarrow, numpy and pillow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -89,6 +93,7 @@ def test_declared_dependencies() -> None:
     }
 
 
+@pytest.mark.requirement("12.1")
 def test_every_public_name_resolves() -> None:
     """12.1: WHEN `import llm_compression` is run, THE Package SHALL import neither torch nor transformers: its names
     come when they are asked for."""
@@ -102,6 +107,7 @@ def test_every_public_name_resolves() -> None:
         _ = llm_compression.VisonEncoder
 
 
+@pytest.mark.requirement("12.6")
 def test_the_public_names() -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected: code that catches them, and the rest, finds them here."""
@@ -117,6 +123,7 @@ def test_the_public_names() -> None:
     assert promised <= set(llm_compression.__all__)
 
 
+@pytest.mark.requirement("12.5")
 @pytest.mark.parametrize("name", [name for name in all_modules() if not name.endswith("__main__")])
 def test_every_module_imports(name: str) -> None:
     """12.5: WHEN plain `python -m pytest` is run in a checkout with the dependencies of the tests, THE Package SHALL
@@ -124,6 +131,7 @@ def test_every_module_imports(name: str) -> None:
     assert importlib.import_module(name).__doc__
 
 
+@pytest.mark.requirement("12.2")
 def test_nothing_in_the_package_imports_the_harness() -> None:
     """12.2: THE Package SHALL require no run-time dependency other than torch, pyarrow, numpy and pillow: the harness,
     which needs more, is imported by tests, benchmarks and sessions only."""
@@ -140,6 +148,7 @@ def server() -> Iterator[tuple[str, int]]:
         yield listening.getsockname()
 
 
+@pytest.mark.requirement("12.3")
 def test_the_tests_open_no_connection(server: tuple[str, int]) -> None:
     """12.3: WHERE no hub id is given, THE Package SHALL open no network connection: while the tests run, whatever opens
     one fails."""
@@ -148,12 +157,14 @@ def test_the_tests_open_no_connection(server: tuple[str, int]) -> None:
             getattr(client, method)(server)
 
 
+@pytest.mark.requirement("12.3")
 @pytest.mark.usefixtures("network")
 def test_a_test_may_ask_for_the_network(server: tuple[str, int]) -> None:
     """12.3: WHERE no hub id is given, THE Package SHALL open no network connection: a test of what does asks for it."""
     socket.create_connection(server).close()
 
 
+@pytest.mark.requirement("12.3")
 def test_loading_and_encoding_open_no_connection(tiny_model: Path) -> None:
     """12.3: WHERE no hub id is given, THE Package SHALL open no network connection: in a fresh process whose audit hook
     sees every name that is looked up and every connection."""
@@ -169,6 +180,7 @@ def test_loading_and_encoding_open_no_connection(tiny_model: Path) -> None:
     assert "llm_compression.multimodal.vision_encoder" in modules_after(code)
 
 
+@pytest.mark.requirement("14.9")
 def test_properties_run_at_full_depth() -> None:
     """14.9: WHEN the tests are run, THE Harness SHALL run at least 100 examples of each property below *Correctness
     properties* in `design.md`."""

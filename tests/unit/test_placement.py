@@ -22,6 +22,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> WeightLoader:
     return WeightLoader(write_text_model(tmp_path_factory.mktemp("clip"), TINY_CLIP))
 
 
+@pytest.mark.requirement("17.1")
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_tower_reads_its_own_tensors_only(loader: WeightLoader, tower: str) -> None:
     """17.1: of a file of both towers only the named tensors are yielded, each once, in file order, with its bits."""
@@ -31,6 +32,7 @@ def test_a_tower_reads_its_own_tensors_only(loader: WeightLoader, tower: str) ->
     assert all(torch.equal(tensor, weights[name]) for name, tensor in found)
 
 
+@pytest.mark.requirement("17.1")
 @pytest.mark.parametrize(("tower", "shared"), [("text", 1), ("vision", 1)])
 def test_row_groups_of_the_other_tower_are_not_read(
     loader: WeightLoader, monkeypatch: pytest.MonkeyPatch, tower: str, shared: int
@@ -68,6 +70,7 @@ def recording(names: Iterable[Sequence[str]], log: list[tuple[str, ...]]) -> lis
     return [Slot(tuple(each), taker(tuple(each))) for each in names]
 
 
+@pytest.mark.requirement("4.7")
 def test_each_slot_takes_its_own_once(loader: WeightLoader) -> None:
     """4.7: each slot is given its tensors in the order of its names, once, from whichever row groups they are in."""
     names = list(TINY_CLIP.text.expected_shapes())
@@ -77,6 +80,7 @@ def test_each_slot_takes_its_own_once(loader: WeightLoader) -> None:
     assert sorted(log) == sorted(wanted)
 
 
+@pytest.mark.requirement("4.4")
 def test_an_error_while_reading_or_taking_comes_out(loader: WeightLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     """4.4: what goes wrong in a thread of the load is raised, not lost, and no thread stays behind."""
 
@@ -92,6 +96,7 @@ def test_an_error_while_reading_or_taking_comes_out(loader: WeightLoader, monkey
     assert threading.active_count() == before
 
 
+@pytest.mark.requirement("4.4")
 def test_of_two_errors_the_first_in_the_file_comes_out(loader: WeightLoader) -> None:
     """4.4: the message is the same at every load, whichever thread was faster."""
 
@@ -107,12 +112,14 @@ def test_of_two_errors_the_first_in_the_file_comes_out(loader: WeightLoader) -> 
             place(loader, [Slot((name,), failing(name)) for name in (last, first)])
 
 
+@pytest.mark.requirement("4.1")
 def test_no_names_no_tensors(loader: WeightLoader) -> None:
     """4.1: an empty choice is empty; no choice is every tensor."""
     assert list(loader.stream([])) == []
     assert [name for name, _ in loader.stream()] == loader.names
 
 
+@pytest.mark.requirement("4.1")
 def test_an_unknown_name_is_an_error(loader: WeightLoader) -> None:
     """4.1: a tensor that the file does not have is a KeyError, not a shorter stream."""
     with pytest.raises(KeyError, match="no_such_tensor"):

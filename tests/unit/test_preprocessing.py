@@ -58,6 +58,7 @@ def test_the_file_of_openai_clip_vit_base_patch32(tmp_path: Path) -> None:
     assert from_huggingface(written(tmp_path, values), 224).to_dict() == ImageProcessor().to_dict()
 
 
+@pytest.mark.requirement("5.9")
 def test_mean_and_std_are_taken_from_the_file(tmp_path: Path) -> None:
     """A model trained with other constants keeps them."""
     processor = from_huggingface(written(tmp_path, {"image_mean": HALF, "image_std": [0.1, 0.2, 0.3]}), 224)
@@ -75,6 +76,7 @@ def test_a_nested_processor_config_wins_as_in_transformers(tmp_path: Path) -> No
     assert from_huggingface(tmp_path, 224).mean == (0.1, 0.1, 0.1)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

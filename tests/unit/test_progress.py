@@ -42,6 +42,7 @@ def test_enabled_shows_a_bar_on_stderr(capsys: pytest.CaptureFixture[str]) -> No
     assert written.out == ""
 
 
+@pytest.mark.requirement("10.2")
 def test_a_terminal_gets_a_bar() -> None:
     """Where stderr is a terminal the bar is shown unasked."""
     with terminal_as_stderr() as terminal:

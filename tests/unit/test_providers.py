@@ -112,6 +112,7 @@ class TestCLIPEngineOfImages(TestVisionEncoder):
         return CLIPEngine(clip, dtype="float32")
 
 
+@pytest.mark.requirement("18.3")
 def test_the_default_is_what_the_file_is(bert: Path, clip: Path, vision: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """18.3: WHEN a model is named, by path or by variable, its own kind of provider is returned; the path wins."""
     assert isinstance(get_default_provider(bert), ArrowEngine)
@@ -121,6 +122,7 @@ def test_the_default_is_what_the_file_is(bert: Path, clip: Path, vision: Path, m
     assert isinstance(get_default_provider(bert), ArrowEngine)
 
 
+@pytest.mark.requirement("18.4")
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_a_name_there_is_no_default(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """18.4: IF no model is named, THEN ConfigError says where one is looked for."""
@@ -131,6 +133,7 @@ def test_without_a_name_there_is_no_default(value: str | None, monkeypatch: pyte
         get_default_provider()
 
 
+@pytest.mark.requirement("18.4")
 def test_nothing_takes_the_place_of_a_model_that_does_not_load(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def rewrite(file: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> No
     save_file(tensors, file)
 
 
+@pytest.mark.requirement("9.1")
 @pytest.mark.parametrize(
     ("layout", "family", "projection"),
     [
@@ -57,6 +58,7 @@ def test_a_directory_says_its_family_and_sizes(
     assert checkpoint.config.to_dict() == {**TINY.to_dict(), "projection_dim": projection}
 
 
+@pytest.mark.requirement("9.3")
 def test_an_openai_archive_has_quick_gelu_and_64_channels_a_head(tmp_path: Path) -> None:
     """TorchScript archives are OpenAI's: quick_gelu always, width // 64 heads, every size from a shape."""
     config = VisionConfig(
@@ -95,6 +97,7 @@ def test_a_timm_repository_is_read_by_its_open_clip_weights(tmp_path: Path) -> N
     assert read(tmp_path).family == "open_clip"
 
 
+@pytest.mark.requirement("9.2")
 def test_shards_are_found_by_their_index(tmp_path: Path) -> None:
     """An index names the shards; they are read sorted by name, whatever order it has them in."""
     checkpoint = read(make_checkpoint(tmp_path, "tiny", layout="hf_sharded"))
@@ -102,6 +105,7 @@ def test_shards_are_found_by_their_index(tmp_path: Path) -> None:
     assert set(checkpoint.tensors.shapes) == set(TINY.expected_shapes())
 
 
+@pytest.mark.requirement("9.2")
 def test_shards_of_pickles(tmp_path: Path) -> None:
     """``pytorch_model.bin.index.json`` is read as the index of safetensors is."""
     whole = make_checkpoint(tmp_path, "tiny", layout="hf_bin") / "pytorch_model.bin"
@@ -119,6 +123,7 @@ def test_shards_of_pickles(tmp_path: Path) -> None:
     assert set(checkpoint.tensors.shapes) == set(TINY.expected_shapes())
 
 
+@pytest.mark.requirement("9.3")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_training_checkpoint_is_unwrapped(tmp_path: Path, legacy: bool) -> None:
     """open_clip: unwrap ``state_dict``, strip ``module.``; in the zip format of torch.save and in the older one."""
@@ -152,6 +157,7 @@ def test_a_bad_index_is_an_error(tmp_path: Path, weight_map: Any, message: str) 
         read(tmp_path)
 
 
+@pytest.mark.requirement("9.7")
 @pytest.mark.parametrize(
     ("layout", "name", "what"),
     [
@@ -173,6 +179,7 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path, layout: Layout, na
         read(tmp_path)
 
 
+@pytest.mark.requirement("9.7")
 def test_no_pre_layernorm_is_an_error(tmp_path: Path) -> None:
     """A tower without ``ln_pre`` is another architecture, whatever its configuration says."""
     make_checkpoint(tmp_path, "tiny", layout="open_clip")
@@ -204,6 +211,7 @@ def test_overrides_take_the_place_of_the_configuration(tmp_path: Path) -> None:
         read(tmp_path, overrides={"hidden_act": "relu"})
 
 
+@pytest.mark.requirement("12.3")
 @pytest.mark.parametrize("source", ["missing", "./org/name", "/no/such/dir", "a/b/c", "org/na me"])
 def test_a_missing_path_is_an_error_and_opens_no_socket(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +225,7 @@ def test_a_missing_path_is_an_error_and_opens_no_socket(
         read(Path("org/name"))  # a Path is a path
 
 
+@pytest.mark.requirement("12.3")
 def test_an_existing_path_is_never_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that has the form of a hub id is read as it is, and no socket is opened."""
     make_checkpoint(tmp_path / "openai" / "clip", "tiny")
@@ -226,6 +235,7 @@ def test_an_existing_path_is_never_a_hub_id(tmp_path: Path, monkeypatch: pytest.
     assert (checkpoint.name, checkpoint.revision, checkpoint.config) == ("clip", "v1", TINY)
 
 
+@pytest.mark.requirement("9.9")
 def test_a_hub_id_needs_the_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without huggingface_hub the message says what to install."""
     monkeypatch.chdir(tmp_path)
@@ -234,6 +244,7 @@ def test_a_hub_id_needs_the_hub_library(tmp_path: Path, monkeypatch: pytest.Monk
         read("org/name")
 
 
+@pytest.mark.requirement("9.9")
 @pytest.mark.parametrize("layout", ["hf", "hf_sharded", "hf_bin", "open_clip"])
 def test_a_hub_id_is_read_from_the_library_and_its_commit_recorded(tmp_path: Path, layout: Layout) -> None:
     """What huggingface_hub has in its cache is read offline; the revision is the commit."""
@@ -246,6 +257,7 @@ def test_a_hub_id_is_read_from_the_library_and_its_commit_recorded(tmp_path: Pat
     assert done.stdout == f"org/name {commit} {TINY}\n", done.stderr
 
 
+@pytest.mark.requirement("9.9")
 def test_a_hub_id_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
     """Neither a path nor in the cache nor to be reached: a CheckpointError that says so."""
     done = _read_offline(tmp_path, "org/name")

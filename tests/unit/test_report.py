@@ -62,6 +62,7 @@ def statuses(judgement: Judgement) -> list[Status]:
     return [verdict.status for verdict in judgement.verdicts]
 
 
+@pytest.mark.requirement("13.8", "13.9")
 def test_measured_passes_and_a_missing_device_are_a_pass() -> None:
     """13.8, 13.9: the gates that did not run are exactly those of a device that the machine lacks, and are listed."""
     judgement = judged(*GOOD)
@@ -70,6 +71,7 @@ def test_measured_passes_and_a_missing_device_are_a_pass() -> None:
     assert headline(judgement) == "PASS: 2 of 3 gates within their limits, 1 NOT RUN for want of a CUDA device."
 
 
+@pytest.mark.requirement("13.7", "13.8", "13.9")
 @pytest.mark.parametrize(
     ("result", "status"),
     [
@@ -97,6 +99,7 @@ def test_whatever_is_not_a_measured_pass_fails_the_session(result: Result | None
     assert headline(judgement).startswith("FAIL")
 
 
+@pytest.mark.requirement("13.9")
 def test_a_gate_of_cuda_is_excused_only_where_the_device_is_missing_and_its_test_says_so() -> None:
     """13.9: IF the gates that did not run are not exactly those of a device that the machine lacks, it fails."""
     assert not judged(*GOOD, excuse_cuda=False).passed
@@ -105,6 +108,7 @@ def test_a_gate_of_cuda_is_excused_only_where_the_device_is_missing_and_its_test
     assert not judged(replace(GOOD[2])).passed
 
 
+@pytest.mark.requirement("13.8")
 def test_nothing_measured_is_not_a_pass() -> None:
     """13.8: a table whose every gate lacks its device has proved nothing."""
     assert not judge([CUDA], [GOOD[2]], 0, excuse_cuda=True).passed
@@ -135,6 +139,7 @@ def test_results_are_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
             read_results(damaged)
 
 
+@pytest.mark.requirement("13.6")
 def test_markdown_has_the_verdict_first_and_the_machine_folded() -> None:
     """13.6: each measured value against its limit, with its spread."""
     detail = {"files": {"a.png": 0.99995, "b.png": 0.9999}, "summary": {"first_call_ms": 12.34}}
@@ -163,6 +168,7 @@ def test_reasons_are_shown_once_and_json_holds_no_nan() -> None:
     assert (content["gates"][0]["value"], content["gates"][0]["samples"]) == (None, [None])
 
 
+@pytest.mark.requirement("13.6", "13.7", "14.7")
 def test_the_command_writes_both_reports_and_its_status_is_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +195,7 @@ def test_the_command_writes_both_reports_and_its_status_is_the_verdict(
     assert main(command) == 1
 
 
+@pytest.mark.requirement("13.5")
 def test_the_photos_are_those_of_the_installed_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """13.5: the photos that scikit-image ships; one that is not there is named."""
     assert [path.name for path in photo_paths()] == list(PHOTOS)
@@ -197,6 +204,7 @@ def test_the_photos_are_those_of_the_installed_scikit_image(monkeypatch: pytest.
         photo_paths()
 
 
+@pytest.mark.requirement("7.4")
 def test_the_files_made_from_photos_have_the_modes_and_shapes_of_the_criterion(tmp_path: Path) -> None:
     """7.4: colour, grayscale, palette, RGBA, 16-bit, CMYK, portrait, landscape and tiny image files."""
     modes = set()

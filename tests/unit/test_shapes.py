@@ -65,12 +65,14 @@ def accuracy(engine: CLIPEngine) -> dict[str, float]:
     return {kind: _accuracy(engine, kind) for kind in PAIRS}
 
 
+@pytest.mark.requirement("19.1", "19.2")
 @pytest.mark.parametrize("kind", PAIRS)
 def test_it_names_colours_and_shapes(accuracy: dict[str, float], spec: Spec, kind: str) -> None:
     """19.1, 19.2: held-out pictures of seen pairs, and pairs that the training never showed, named among all pairs."""
     assert spec.gate(f"accuracy-{kind}-shapes").passes(accuracy[kind]), f"{accuracy[kind]:.1%} of {kind} pairs"
 
 
+@pytest.mark.requirement("19.3")
 @pytest.mark.parametrize("kind", PAIRS)
 def test_layers_in_the_wrong_order_show(accuracy: dict[str, float], kind: str) -> None:
     """19.3: IF the layers run in post-norm order, THEN the accuracy falls under half."""
@@ -84,6 +86,7 @@ def test_layers_in_the_wrong_order_show(accuracy: dict[str, float], kind: str) -
     assert _accuracy(sabotaged, kind) < accuracy[kind] / 2
 
 
+@pytest.mark.requirement("19.3")
 @pytest.mark.parametrize("kind", PAIRS)
 def test_swapped_channels_show(engine: CLIPEngine, accuracy: dict[str, float], kind: str) -> None:
     """19.3: IF red and blue are swapped in the pixels, THEN the accuracy falls under half."""
@@ -91,6 +94,7 @@ def test_swapped_channels_show(engine: CLIPEngine, accuracy: dict[str, float], k
     assert swapped < accuracy[kind] / 2
 
 
+@pytest.mark.requirement("19.4")
 def test_it_is_small_and_says_what_it_is(spec: Spec) -> None:
     """19.4: a Weight File in bfloat16 of both towers, within the limit of gate `size-shapes`, tokenizer beside it."""
     loader = WeightLoader(shapes_model())
@@ -103,6 +107,7 @@ def test_it_is_small_and_says_what_it_is(spec: Spec) -> None:
     assert {file.name for file in shapes_model().iterdir()} == {"weights.parquet", "tokenizer.json"}
 
 
+@pytest.mark.requirement("19.5")
 def test_it_needs_no_extra() -> None:
     """19.5: it loads and encodes images and texts where none of the extras can be imported."""
     script = """
@@ -118,6 +123,7 @@ print(tuple(engine.classify(Image.new("RGB", (60, 48)), ["red circle", "blue squ
     assert done.stdout == "(1, 2)\n"
 
 
+@pytest.mark.requirement("19.2")
 def test_what_is_held_out_is_never_drawn_for_training() -> None:
     """19.2: each colour and each shape is in an unseen pair, the pairs apart, and training draws from the seen ones."""
     assert set(SEEN) | UNSEEN == {(colour, shape) for colour in COLOURS for shape in SHAPES}
@@ -129,6 +135,7 @@ def test_what_is_held_out_is_never_drawn_for_training() -> None:
     assert {drawn[pair] for pair in SEEN} == {20}
 
 
+@pytest.mark.requirement("19.1")
 @pytest.mark.parametrize("field", ["colour", "shape", "size", "texture", "position", "seed"])
 def test_everything_about_a_picture_shows(field: str) -> None:
     """19.1: the same picture is drawn the same, and each of its values changes the pixels."""
@@ -140,6 +147,7 @@ def test_everything_about_a_picture_shows(field: str) -> None:
     assert difference.mean() > 1
 
 
+@pytest.mark.requirement("19.1")
 @pytest.mark.parametrize(
     ("position", "axis", "side"),
     [
@@ -163,6 +171,7 @@ def test_a_shape_is_where_its_caption_says(position: str, axis: int, side: int, 
         assert (centre - 23.5) * side > 1, (seed, centre)
 
 
+@pytest.mark.requirement("19.1")
 def test_captions_are_true_and_in_the_vocabulary() -> None:
     """19.1: a caption says only what is true, at least the colour or the shape, in words that the tokenizer knows."""
     rng, words, said_at_all = random.Random(0), set(vocabulary()), Counter[int]()
@@ -179,6 +188,7 @@ def test_captions_are_true_and_in_the_vocabulary() -> None:
     assert len(said_at_all) == 5
 
 
+@pytest.mark.requirement("19.8")
 def test_the_same_seed_gives_the_same_tensors(tmp_path: Path) -> None:
     """19.8: training twice with one seed gives the same tensors, and another seed gives others."""
     hashes = []
@@ -198,6 +208,7 @@ def _photo(directory: Path, colour: str, shape: str) -> str:
     return str(directory / f"{colour}.png")
 
 
+@pytest.mark.requirement("19.6")
 def test_the_command_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """19.6: each label with its probability for each image, most probable first, and the model that was used."""
     images = [_photo(tmp_path, "red", "circle"), _photo(tmp_path, "blue", "square")]
@@ -213,6 +224,7 @@ def test_the_command_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith(f"model       {shapes_model()}")
 
 
+@pytest.mark.requirement("10.9", "17.6")
 @pytest.mark.parametrize(
     ("labels", "template", "message"),
     [
@@ -231,12 +243,14 @@ def test_classify_refuses_bad_labels(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.requirement("10.9")
 def test_classify_names_an_image_that_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """10.9: a missing image is named."""
     assert main(["classify", str(tmp_path / "none.png"), "--labels", "red circle"]) == 1
     assert "none.png" in capsys.readouterr().err
 
 
+@pytest.mark.requirement("19.7")
 def test_the_command_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """19.7: a contact sheet of pictures and answers, and a line for each answer."""
     sheet = tmp_path / "new" / "sheet.png"
@@ -250,6 +264,7 @@ def test_the_command_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [file.name for file in sheet.parent.iterdir()] == ["sheet.png"]
 
 
+@pytest.mark.requirement("10.9", "19.7")
 def test_the_demo_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """10.9, 19.7: a name of no image format is refused before anything is drawn."""
     with pytest.raises(ConfigError, match="expected a name ending in"):
@@ -258,6 +273,7 @@ def test_the_demo_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "expected a name ending in" in capsys.readouterr().err
 
 
+@pytest.mark.requirement("19.7")
 def test_a_contact_sheet_marks_what_is_wrong(engine: CLIPEngine) -> None:
     """19.7: right and wrong answers look different on the sheet."""
     found: Sequence[Answer] = answers(engine, list(draw_pictures(1, 1)))

@@ -93,6 +93,7 @@ def write_spec(root: Path, file: str = "", old: str = "", new: str = "", name: s
     return directory
 
 
+@pytest.mark.requirement("14.1", "14.7")
 def test_the_spec_of_this_repository_is_sound() -> None:
     """No spec of this repository has a problem, and the first one holds every limit that it was given."""
     specs = {spec.name: spec for spec in read_specs(ROOT)}
@@ -113,6 +114,7 @@ def test_the_spec_of_this_repository_is_sound() -> None:
     assert titles["2.3"] == "Implement weight loading"
 
 
+@pytest.mark.requirement("14.1")
 def test_reads_every_part(tmp_path: Path) -> None:
     """Wrapped lines are joined, code blocks are left out, and every part is where it was written."""
     spec = read_spec(write_spec(tmp_path))
@@ -150,6 +152,7 @@ def test_lookups_of_what_is_not_there(tmp_path: Path) -> None:
         spec.criterion("1.3")
 
 
+@pytest.mark.requirement("14.1")
 def test_reads_any_number_of_specs(tmp_path: Path) -> None:
     """Each directory under `.kiro/specs` is a spec; they come in the order of their names."""
     for name in ("teapot", "kettle", "urn", "cup", "samovar"):
@@ -179,6 +182,7 @@ def test_gate_passes_at_its_boundary(comparison: str, below: bool, at: bool, abo
     assert gate.passes(float("nan")) is False
 
 
+@pytest.mark.requirement("14.3", "14.4", "14.5")
 @pytest.mark.parametrize(
     ("file", "old", "new", "problem"),
     [
@@ -206,6 +210,7 @@ def test_numbers_and_citations(tmp_path: Path, file: str, old: str, new: str, pr
     assert problems(read_spec(write_spec(tmp_path, file, old, new)))[0].startswith(problem)
 
 
+@pytest.mark.requirement("14.3")
 @pytest.mark.parametrize(
     "text",
     [
@@ -227,6 +232,7 @@ def test_criterion_that_is_not_ears(tmp_path: Path, text: str) -> None:
     assert found == [f"criterion 1.2 is not one sentence 'WHEN ..., THE ... SHALL ...': {text}"]
 
 
+@pytest.mark.requirement("14.3")
 @pytest.mark.parametrize(
     "text",
     [
@@ -244,6 +250,7 @@ def test_criterion_that_is_ears(tmp_path: Path, text: str) -> None:
     assert problems(read_spec(write_spec(tmp_path, "requirements", CRITERION, text))) == []
 
 
+@pytest.mark.requirement("14.3")
 @pytest.mark.parametrize(
     "word", ["fast", "Quickly", "appropriate", "reasonably", "robust", "properly", "simple", "easily", "if possible"]
 )
@@ -253,6 +260,7 @@ def test_vague_word(tmp_path: Path, word: str) -> None:
     assert found == [f"criterion 1.2 uses words that no test can decide: {word}"]
 
 
+@pytest.mark.requirement("14.6")
 @pytest.mark.parametrize(
     "limit", ["500 ms", "1.5s", "2 seconds", "1 GB", "8 percent", "8%", "4 times", "2e-5", "0.99", "< 100", "`>= 7`"]
 )
@@ -271,12 +279,14 @@ def test_limit_outside_the_table(tmp_path: Path, file: str, old: str, where: str
     assert found[0].startswith(f"{where} writes the limit '")
 
 
+@pytest.mark.requirement("14.3")
 def test_lists_every_problem_at_once(tmp_path: Path) -> None:
     """One problem does not hide another."""
     found = problems(read_spec(write_spec(tmp_path, "requirements", CRITERION, "It is quickly off in 5 ms.")))
     assert [re.sub(r" \w+.*", "", each[len("criterion 1.2 ") :]) for each in found] == ["is", "uses", "writes"]
 
 
+@pytest.mark.requirement("14.2")
 @pytest.mark.parametrize(
     ("file", "old", "new", "line", "message"),
     [
@@ -327,6 +337,7 @@ def test_malformed(tmp_path: Path, file: str, old: str, new: str, line: int, mes
     assert isinstance(caught.value, LlmCompressionError)
 
 
+@pytest.mark.requirement("14.2")
 @pytest.mark.parametrize("file", FILES)
 def test_file_that_cannot_be_read(tmp_path: Path, file: str) -> None:
     """A spec needs its three files as UTF-8 text; the error names the one that is not."""
@@ -339,6 +350,7 @@ def test_file_that_cannot_be_read(tmp_path: Path, file: str) -> None:
         read_spec(path.parent)
 
 
+@pytest.mark.requirement("14.2")
 def test_nothing_to_read(tmp_path: Path) -> None:
     """A checkout without a spec and a spec without a requirement are refused: they would look sound."""
     with pytest.raises(SpecError, match="no spec here"):

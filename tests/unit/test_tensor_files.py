@@ -33,6 +33,7 @@ def names_in(*files: Path) -> set[str]:
         return set(store.shapes)
 
 
+@pytest.mark.requirement("9.2")
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_a_store_says_shape_and_dtype_and_reads_the_bits(tmp_path: Path, suffix: str) -> None:
     """Names, shapes and dtypes are known before a tensor is read; what is read is what was written."""
@@ -53,6 +54,7 @@ def test_a_store_says_shape_and_dtype_and_reads_the_bits(tmp_path: Path, suffix:
         assert all(torch.equal(store.read(name), tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.requirement("9.2")
 def test_a_pickle_with_code_is_refused_and_its_code_never_runs(tmp_path: Path) -> None:
     """``pytorch_model.bin`` only with ``weights_only=True``: code in it is an error and does not run."""
     torch.save({"visual.proj": torch.ones(2), "x": Malicious(tmp_path / "ran")}, tmp_path / "evil.bin")
@@ -63,6 +65,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_never_runs(tmp_path: Path) -
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("name", ["x.safetensors", "x.bin", "x.pt"])
 @pytest.mark.parametrize("content", [b"", b"\x80", b"not a checkpoint at all" * 9, b"PK\x03\x04" + bytes(40)])
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
@@ -91,6 +94,7 @@ def test_a_damaged_torchscript_archive_is_an_error(tmp_path: Path) -> None:
         names_in(tmp_path / "x.pt")
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,6 +12,7 @@ from llm_compression.inference.text_config import TextConfig
 from tests.text_models import TINY_BERT, TINY_CLIP, TINY_CLIP_TEXT, text_configs
 
 
+@pytest.mark.requirement("15.7")
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
@@ -41,6 +42,7 @@ def test_an_invalid_value_is_named(config: TextConfig, field: str, value: object
         replace(config, **{field: value})  # type: ignore[arg-type]  # on purpose
 
 
+@pytest.mark.requirement("15.7")
 @pytest.mark.parametrize("field", [name for name in TINY_BERT.to_dict() if name != "model_type"])
 def test_every_field_is_required_from_a_file(field: str) -> None:
     """15.7: a missing value, also one that the class has a default for, is a ConfigError that names it."""
@@ -49,18 +51,21 @@ def test_every_field_is_required_from_a_file(field: str) -> None:
         TextConfig.from_dict(values)
 
 
+@pytest.mark.requirement("15.7")
 def test_an_unknown_field_of_a_file_is_named() -> None:
     """15.7: an unknown value is a ConfigError that names it."""
     with pytest.raises(ConfigError, match=r"unknown .*rotary"):
         TextConfig.from_dict({**TINY_BERT.to_dict(), "rotary": True})
 
 
+@pytest.mark.property(17)
 @given(config=text_configs())
 def test_a_configuration_survives_a_round_trip(config: TextConfig) -> None:
     """Property 17: for any valid sizes, what is read back from a file equals what was written."""
     assert TextConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.requirement("15.7")
 def test_the_towers_of_a_clip_project_to_one_width() -> None:
     """15.7: towers of different widths, or a text part that is no CLIP's, are a ConfigError."""
     with pytest.raises(ConfigError, match="projection_dim: 10 of the text, 11 of the image"):

@@ -68,6 +68,7 @@ def bert(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.requirement("16.1")
 def test_a_sentence_transformers_directory(bert: Path, tmp_path: Path) -> None:
     """16.1: a Weight File with the bits of the source, and its tokenizer beside it, recorded in the file."""
     report = convert_checkpoint(bert, tmp_path / "out")
@@ -84,6 +85,7 @@ def test_a_sentence_transformers_directory(bert: Path, tmp_path: Path) -> None:
     assert ArrowEngine(tmp_path / "out").encode("a red cat").shape == (1, 16)
 
 
+@pytest.mark.requirement("16.2")
 def test_a_plain_bert_directory_needs_its_pooling(bert: Path, tmp_path: Path) -> None:
     """16.2: nothing says how a plain BERT is pooled: an error that says what to give, and a file once it is given."""
     (bert / "modules.json").unlink()
@@ -93,6 +95,7 @@ def test_a_plain_bert_directory_needs_its_pooling(bert: Path, tmp_path: Path) ->
     assert WeightLoader(tmp_path / "out").config == replace(TINY_BERT, pooling="cls").to_dict()
 
 
+@pytest.mark.requirement("16.1")
 def test_a_bert_inside_another_model(bert: Path, tmp_path: Path) -> None:
     """16.1: the names of a model that holds a BERT under a prefix are accepted, its heads left out."""
     tensors = {f"bert.{name}": tensor for name, tensor in load_file(bert / "model.safetensors").items()}
@@ -102,6 +105,7 @@ def test_a_bert_inside_another_model(bert: Path, tmp_path: Path) -> None:
     assert WeightLoader(tmp_path / "out").names == list(TINY_BERT.expected_shapes())
 
 
+@pytest.mark.requirement("16.1")
 def test_a_transformer_in_a_directory_of_its_own(bert: Path, tmp_path: Path) -> None:
     """16.1: where modules.json says that the transformer has a directory of its own, it is read from there."""
     for name in ("config.json", "model.safetensors", "tokenizer.json", "sentence_bert_config.json"):
@@ -112,6 +116,7 @@ def test_a_transformer_in_a_directory_of_its_own(bert: Path, tmp_path: Path) -> 
     assert WeightLoader(tmp_path / "out").config == TINY_BERT.to_dict()
 
 
+@pytest.mark.requirement("15.4")
 @pytest.mark.parametrize(
     ("sentence", "tokenizer", "expected"),
     [(7, None, 7), (None, 9, 9), (None, 10**30, 12), (None, None, 12), (200, None, 12)],
@@ -129,6 +134,7 @@ def test_where_a_text_is_cut(
     assert config["max_length"] == expected
 
 
+@pytest.mark.requirement("16.2")
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
@@ -158,6 +164,7 @@ def test_what_would_give_other_embeddings_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.requirement("16.2")
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
@@ -174,6 +181,7 @@ def test_modules_that_are_not_supported(bert: Path, tmp_path: Path, modules: obj
         convert_checkpoint(bert, tmp_path / "out")
 
 
+@pytest.mark.requirement("9.8")
 def test_every_tensor_that_does_not_fit_is_listed(bert: Path, tmp_path: Path) -> None:
     """9.8: missing, unexpected and mis-shaped tensors of a text encoder, all in one CheckpointError."""
     tensors = load_file(bert / "model.safetensors")
@@ -188,6 +196,7 @@ def test_every_tensor_that_does_not_fit_is_listed(bert: Path, tmp_path: Path) ->
         assert part in str(caught.value)
 
 
+@pytest.mark.requirement("16.2")
 def test_a_bert_needs_its_tokenizer(bert: Path, tmp_path: Path) -> None:
     """16.2: a text encoder without its tokenizer is refused."""
     (bert / "tokenizer.json").unlink()
@@ -195,6 +204,7 @@ def test_a_bert_needs_its_tokenizer(bert: Path, tmp_path: Path) -> None:
         convert_checkpoint(bert, tmp_path / "out")
 
 
+@pytest.mark.requirement("16.2")
 def test_overrides_of_the_other_family_are_refused(bert: Path, tmp_path: Path) -> None:
     """16.2: a setting that this family does not have is an error that lists those it has."""
     with pytest.raises(CheckpointError, match=r"unknown \['patch_size'\], expected some of vocab_size"):
@@ -204,6 +214,7 @@ def test_overrides_of_the_other_family_are_refused(bert: Path, tmp_path: Path) -
         convert_checkpoint(tmp_path / "vision", tmp_path / "out", overrides={"pooling": "cls"})
 
 
+@pytest.mark.requirement("16.3")
 def test_a_clip_model_keeps_both_towers(tmp_path: Path) -> None:
     """16.3: WHEN given a CLIPModel, both towers and the logit scale are written, with their bits."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_clip_model")
@@ -217,6 +228,7 @@ def test_a_clip_model_keeps_both_towers(tmp_path: Path) -> None:
     assert (config.text.pooling, config.text.eos_token_id) == ("eos", 63)
 
 
+@pytest.mark.requirement("16.4")
 def test_a_clip_model_without_its_text_tower(tmp_path: Path) -> None:
     """16.4: WHERE ``vision_only`` is asked for, the file is that of the image tower alone."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_clip_model")
@@ -230,6 +242,7 @@ def test_a_clip_model_without_its_text_tower(tmp_path: Path) -> None:
     assert torch.equal(one.encode_pixels(pixels), other.encode_pixels(pixels))
 
 
+@pytest.mark.requirement("16.2")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -249,6 +262,7 @@ def test_a_text_tower_that_is_not_understood_is_refused(tmp_path: Path, changes:
         convert_checkpoint(source, tmp_path / "out")
 
 
+@pytest.mark.requirement("17.2")
 def test_the_old_export_is_pooled_at_the_largest_id(tmp_path: Path) -> None:
     """17.2: ``eos_token_id`` 2 is the sign of OpenAI's export, whose end token is the largest id."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_clip_model")
@@ -260,6 +274,7 @@ def test_the_old_export_is_pooled_at_the_largest_id(tmp_path: Path) -> None:
     assert (text.pooling, text.eos_token_id) == ("argmax", None)
 
 
+@pytest.mark.requirement("9.6")
 def test_a_failed_conversion_leaves_the_model_that_was_there(bert: Path, tmp_path: Path) -> None:
     """9.6: also the tokenizer beside the file stays what it was."""
     convert_checkpoint(bert, tmp_path / "out")

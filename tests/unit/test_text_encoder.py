@@ -29,6 +29,7 @@ def clip_text(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     return TextEncoder(write_text_model(tmp_path_factory.mktemp("clip"), TINY_CLIP_TEXT), dtype="float32")
 
 
+@pytest.mark.requirement("15.1")
 @pytest.mark.parametrize(
     ("texts", "rows"),
     [
@@ -48,12 +49,14 @@ def test_one_row_for_each_text(engine: ArrowEngine, texts: list[str], rows: int,
     assert torch.allclose(found.norm(dim=1), torch.ones(rows), atol=1e-6)
 
 
+@pytest.mark.requirement("15.1")
 def test_an_arrow_column_gives_the_rows_of_a_list(engine: ArrowEngine) -> None:
     """15.1: the same texts give the same rows in whatever they are given."""
     texts = ["a red cat", "the dog"]
     assert torch.equal(engine.encode(pa.array(texts)), engine.encode(texts))
 
 
+@pytest.mark.requirement("15.1")
 def test_rows_keep_their_length_when_asked(engine: ArrowEngine) -> None:
     """15.1: without ``normalize`` a row is a positive multiple of the unit row."""
     plain, unit = engine.encode("a red cat", normalize=False), engine.encode("a red cat")
@@ -61,6 +64,7 @@ def test_rows_keep_their_length_when_asked(engine: ArrowEngine) -> None:
     assert abs(plain.norm().item() - 1) > 1e-3
 
 
+@pytest.mark.requirement("15.5")
 @pytest.mark.parametrize(
     ("texts", "position"),
     [
@@ -82,6 +86,7 @@ def test_a_text_that_cannot_be_embedded_is_named(engine: ArrowEngine, texts: lis
     assert caught.value.position == position
 
 
+@pytest.mark.requirement("15.1")
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
 def test_a_batch_size_is_a_positive_whole_number(engine: ArrowEngine, batch_size: int) -> None:
     """15.1: any other batch size is a ConfigError, also where there is nothing to encode."""
@@ -89,6 +94,7 @@ def test_a_batch_size_is_a_positive_whole_number(engine: ArrowEngine, batch_size
         engine.encode([], batch_size=batch_size)
 
 
+@pytest.mark.requirement("15.4")
 def test_a_long_text_is_cut_at_max_length(engine: ArrowEngine) -> None:
     """15.4: WHEN a text has more tokens than ``max_length``, its first tokens count, special tokens kept."""
     assert len(engine.tokenize("cat " * 30)[0]) == TINY_BERT.max_length
@@ -97,6 +103,7 @@ def test_a_long_text_is_cut_at_max_length(engine: ArrowEngine) -> None:
     assert not torch.equal(engine.encode(" ".join([*words[:5], "dog"])), engine.encode(" ".join(words)))
 
 
+@pytest.mark.requirement("15.6")
 def test_every_mismatch_in_one_error(tmp_path: Path) -> None:
     """15.6: missing, unexpected and mis-shaped tensors are all listed in one WeightFormatError."""
     tensors = text_weights(TINY_BERT)
@@ -114,6 +121,7 @@ def test_every_mismatch_in_one_error(tmp_path: Path) -> None:
         assert line in str(caught.value)
 
 
+@pytest.mark.requirement("17.4")
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -137,6 +145,7 @@ def test_token_ids_that_cannot_be_embedded_are_named(
     assert caught.value.position == 1
 
 
+@pytest.mark.requirement("17.3")
 def test_only_what_comes_before_the_end_token_counts(clip_text: TextEncoder) -> None:
     """17.3: a token behind the end token leaves the embedding unchanged, one before it does not."""
     end = VOCABULARY - 1
@@ -146,6 +155,7 @@ def test_only_what_comes_before_the_end_token_counts(clip_text: TextEncoder) -> 
     assert not torch.allclose(found[0], found[2], atol=1e-3)
 
 
+@pytest.mark.requirement("17.3")
 def test_a_text_is_pooled_at_its_first_end_token(clip_text: TextEncoder) -> None:
     """17.3: of several end tokens the first one counts, as in texts that are padded with it."""
     end = VOCABULARY - 1
@@ -153,6 +163,7 @@ def test_a_text_is_pooled_at_its_first_end_token(clip_text: TextEncoder) -> None
     assert torch.equal(found[0], found[1])
 
 
+@pytest.mark.requirement("17.2")
 def test_intermediates_name_every_step(engine: ArrowEngine, clip_text: TextEncoder) -> None:
     """17.2: the steps of both families by name, so that a difference to the reference names its layer."""
     ids = torch.tensor([[0, 1, VOCABULARY - 1]])
@@ -165,6 +176,7 @@ def test_intermediates_name_every_step(engine: ArrowEngine, clip_text: TextEncod
     assert list(steps) == ["embeddings", "transformer.0", "transformer.1", "pooled", "final_layernorm", "embedding"]
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -179,6 +191,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path, build: Callable[[Path], object
         build(write_text_model(tmp_path, TINY_BERT))
 
 
+@pytest.mark.requirement("17.8")
 def test_cleaning_comes_before_the_tokenizer(tmp_path: Path) -> None:
     """17.8: WHERE ``clean`` is ``openai``, a text is cleaned before it is tokenized."""
     model = write_text_model(tmp_path, TINY_CLIP)
@@ -186,6 +199,7 @@ def test_cleaning_comes_before_the_tokenizer(tmp_path: Path) -> None:
     assert cleaned == ArrowEngine(model).tokenize("a red cat")
 
 
+@pytest.mark.requirement("15.8")
 def test_another_tokenizer_beside_the_weights_is_refused(tmp_path: Path) -> None:
     """15.8: the engine takes no tokenizer but the recorded one."""
     model = write_text_model(tmp_path, TINY_BERT)
@@ -194,6 +208,7 @@ def test_another_tokenizer_beside_the_weights_is_refused(tmp_path: Path) -> None
         ArrowEngine(model)
 
 
+@pytest.mark.requirement("15.5")
 def test_infinite_embeddings_are_an_error(tmp_path: Path) -> None:
     """15.5: an embedding that comes out infinite is a TextError with the position, never a row."""
     tensors = text_weights(TINY_CLIP_TEXT)

@@ -47,6 +47,7 @@ def cgroup(root: Path, **files: str) -> Path:
     return root
 
 
+@pytest.mark.requirement("8.2")
 def test_affinity_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
     90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: not more threads than the
@@ -55,6 +56,7 @@ def test_affinity_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_cpus() == 3
 
 
+@pytest.mark.requirement("8.2")
 def test_the_affinity_of_a_real_process() -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
     90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: a process bound to one
@@ -70,6 +72,7 @@ def test_the_affinity_of_a_real_process() -> None:
     assert run.stdout.split() == ["1", "1"]
 
 
+@pytest.mark.requirement("8.2")
 def test_a_system_without_affinity_counts_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
     90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: also off Linux."""
@@ -81,6 +84,7 @@ def test_a_system_without_affinity_counts_its_processors(monkeypatch: pytest.Mon
     assert available_cpus() == 1
 
 
+@pytest.mark.requirement("8.2")
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -107,6 +111,7 @@ def test_the_limit_of_a_cgroup_is_honoured(
     assert available_cpus() == expected
 
 
+@pytest.mark.requirement("8.2")
 @pytest.mark.parametrize(("setting", "expected"), [("1", 1), ("15", 15), ("16", 16), ("17", 16), ("1000000", 16)])
 def test_the_setting_lowers_and_never_raises(monkeypatch: pytest.MonkeyPatch, setting: str, expected: int) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
@@ -115,6 +120,7 @@ def test_the_setting_lowers_and_never_raises(monkeypatch: pytest.MonkeyPatch, se
     assert available_cpus() == expected
 
 
+@pytest.mark.requirement("8.2")
 def test_the_setting_does_not_raise_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
     90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`."""
@@ -123,6 +129,7 @@ def test_the_setting_does_not_raise_a_quota(monkeypatch: pytest.MonkeyPatch) -> 
     assert available_cpus() == 2
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("setting", ["0", "-2", "two", "", "1.5", " 2", "²", "٣"])
 def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -132,6 +139,7 @@ def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, setting: str)
         available_cpus()
 
 
+@pytest.mark.requirement("8.2")
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (3, 3), (7, 3)])
 def test_pytorch_is_lowered_and_never_raised(monkeypatch: pytest.MonkeyPatch, before: int, after: int) -> None:
     """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
@@ -147,6 +155,7 @@ def test_pytorch_is_lowered_and_never_raised(monkeypatch: pytest.MonkeyPatch, be
         torch.set_num_threads(found)
 
 
+@pytest.mark.requirement("8.1")
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_pool_computes_with_one_thread_each_and_changes_nothing_else(count: int) -> None:
     """8.1: each thread of a pool has one PyTorch thread; this one, and one that starts later, have what they had."""
@@ -172,6 +181,7 @@ def test_a_pool_computes_with_one_thread_each_and_changes_nothing_else(count: in
         torch.set_num_threads(found)
 
 
+@pytest.mark.requirement("8.1")
 def test_a_pool_that_cannot_start_its_threads_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """8.1: the system's refusal of a thread is raised."""
 

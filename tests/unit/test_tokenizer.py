@@ -32,6 +32,7 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.requirement("15.1", "19.5")
 @given(words=st.lists(st.sampled_from(WORDS)), space=st.sampled_from((" ", "  ", "\t", "\n ")), upper=st.booleans())
 def test_words_are_read_as_the_library_reads_them(words_file: Path, words: list[str], space: str, upper: bool) -> None:
     """15.1, 19.5: a tokenizer of whole words gives without the library the ids that the library gives."""
@@ -43,6 +44,7 @@ def test_words_are_read_as_the_library_reads_them(words_file: Path, words: list[
     assert len(ours([text])[0]) <= 8
 
 
+@pytest.mark.requirement("15.5")
 @pytest.mark.parametrize("word", ["purple", "<end>", "[UNK]", "猫"])
 def test_an_unknown_word_is_an_error_with_its_position(words_file: Path, word: str) -> None:
     """15.5: a text that the tokenizer cannot read is a TextError with its position, never a guess."""
@@ -51,12 +53,14 @@ def test_an_unknown_word_is_an_error_with_its_position(words_file: Path, word: s
     assert caught.value.position == 1
 
 
+@pytest.mark.requirement("15.5")
 def test_the_library_says_which_text_it_cannot_read(words_file: Path) -> None:
     """15.5: the same where the library reads the words."""
     with pytest.raises(TextError, match=r"text 1: the tokenizer cannot read it: .*UNK"):
         LibraryTokenizer(words_file, 8, VOCABULARY)(["a cat", "a purple cat"])
 
 
+@pytest.mark.requirement("15.8")
 def test_only_the_recorded_tokenizer_is_taken(words_file: Path) -> None:
     """15.8: IF the tokenizer beside the weights is not the recorded one, THEN a ConfigError says so."""
     with pytest.raises(ConfigError, match=r"sha256 is .*, expected 00"):
@@ -65,6 +69,7 @@ def test_only_the_recorded_tokenizer_is_taken(words_file: Path) -> None:
         load_tokenizer(words_file.with_name("elsewhere.json"), 8, VOCABULARY)
 
 
+@pytest.mark.requirement("15.8")
 def test_a_tokenizer_of_another_model_is_refused(words_file: Path, tmp_path: Path) -> None:
     """15.8: a tokenizer with more tokens than the model has rows, or one that is none, is a ConfigError."""
     with pytest.raises(ConfigError, match="the model has 14"):
@@ -77,6 +82,7 @@ def test_a_tokenizer_of_another_model_is_refused(words_file: Path, tmp_path: Pat
             load_tokenizer(tmp_path / "tokenizer.json", 8, VOCABULARY)
 
 
+@pytest.mark.requirement("15.1")
 def test_a_word_tokenizer_with_an_unknown_token_is_the_librarys(words_file: Path, tmp_path: Path) -> None:
     """15.1: whatever a tokenizer of whole words does not do is left to the library."""
     values = json.loads(words_file.read_text())
@@ -87,6 +93,7 @@ def test_a_word_tokenizer_with_an_unknown_token_is_the_librarys(words_file: Path
     assert tokenizer(["purple"])[0][1] == WORDS.index("the")
 
 
+@pytest.mark.requirement("15.9")
 def test_a_missing_library_is_named_with_its_extra(
     words_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +108,7 @@ def test_a_missing_library_is_named_with_its_extra(
         openai_clean("a")
 
 
+@pytest.mark.requirement("15.1")
 @pytest.mark.parametrize(
     ("texts", "listed"),
     [
@@ -118,6 +126,7 @@ def test_what_texts_can_be_given_as(texts: object, listed: list[str]) -> None:
     assert list_texts(texts) == listed
 
 
+@pytest.mark.requirement("15.5")
 @pytest.mark.parametrize(
     ("texts", "position", "message"),
     [
@@ -139,6 +148,7 @@ def test_what_is_no_text_is_an_error_with_its_position(texts: object, position: 
     assert caught.value.position == position
 
 
+@pytest.mark.requirement("17.8")
 @pytest.mark.parametrize(
     ("text", "cleaned"),
     [

@@ -20,6 +20,7 @@ SMALL = VisionConfig(
 )
 
 
+@pytest.mark.requirement("1.1")
 def test_defaults_are_clip_b16() -> None:
     """1.1: WHEN VisionConfig is constructed without arguments, THE VisionConfig SHALL hold the sizes of CLIP ViT-B/16:
     16-pixel patches, 196 patches, 12 layers, 12 heads, width 768, MLP width 3072 and projection width 512."""
@@ -30,6 +31,7 @@ def test_defaults_are_clip_b16() -> None:
     assert round(parameters / 1e6, 1) == 86.2
 
 
+@pytest.mark.requirement("1.2")
 @pytest.mark.parametrize(
     ("image", "patch", "patches"), [(224, 16, 196), (224, 32, 49), (224, 14, 256), (336, 14, 576), (8, 8, 1)]
 )
@@ -40,12 +42,14 @@ def test_derived_values(image: int, patch: int, patches: int) -> None:
     assert (config.num_patches, config.num_positions) == (patches, patches + 1)
 
 
+@pytest.mark.requirement("5.6")
 def test_dimension_is_that_of_the_last_step() -> None:
     """5.6: WHERE the checkpoint has no visual projection, THE VisionEncoder SHALL return the class row after the
     post-layernorm, with `dimension` equal to `hidden_size`."""
     assert (VisionConfig().dimension, SMALL.dimension) == (512, 20)
 
 
+@pytest.mark.requirement("1.3")
 @pytest.mark.parametrize("value", [0, -1, 2.0, 8.5, "16", None, True, math.nan, [16]])
 @pytest.mark.parametrize(
     "name",
@@ -62,6 +66,7 @@ def test_a_size_that_is_not_a_positive_whole_number(name: str, value: Any) -> No
         VisionConfig(**{name: value})
 
 
+@pytest.mark.requirement("1.3")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -80,6 +85,7 @@ def test_sizes_that_do_not_divide(values: dict[str, int], message: str) -> None:
         VisionConfig(**values)  # type: ignore[arg-type]  # mypy does not see that the keys are sizes
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("value", [0, -1e-5, math.nan, math.inf, -math.inf, "1e-5", None, True])
 def test_an_epsilon_that_is_not_a_positive_number(value: Any) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -88,6 +94,7 @@ def test_an_epsilon_that_is_not_a_positive_number(value: Any) -> None:
         VisionConfig(layer_norm_eps=value)
 
 
+@pytest.mark.requirement("1.4")
 @pytest.mark.parametrize("value", ["relu", "gelu_new", "gelu_pytorch_tanh", "GELU", "", None, 3, ["gelu"]])
 def test_an_unknown_activation(value: Any) -> None:
     """1.4: IF `hidden_act` is neither `quick_gelu` nor `gelu`, THEN THE VisionConfig SHALL raise ConfigError with the
@@ -97,6 +104,7 @@ def test_an_unknown_activation(value: Any) -> None:
     assert [VisionConfig(hidden_act=name).hidden_act for name in ("quick_gelu", "gelu")] == ["quick_gelu", "gelu"]
 
 
+@pytest.mark.requirement("1.5")
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(VisionConfig)])
 def test_a_field_keeps_its_value(name: str) -> None:
     """1.5: IF code assigns to a field of a VisionConfig, THEN THE VisionConfig SHALL raise an error and keep its
@@ -110,6 +118,7 @@ def test_a_field_keeps_its_value(name: str) -> None:
     assert getattr(config, name) == before
 
 
+@pytest.mark.requirement("1.6")
 def test_round_trip_through_a_weight_file(tmp_path: Path) -> None:
     """1.6: WHEN a VisionConfig is written to a Weight File and read back, THE VisionConfig SHALL equal the one that was
     written."""
@@ -120,6 +129,7 @@ def test_round_trip_through_a_weight_file(tmp_path: Path) -> None:
     assert VisionConfig.from_dict(read) == config
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(VisionConfig)])
 def test_a_missing_field_is_not_guessed(name: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -130,6 +140,7 @@ def test_a_missing_field_is_not_guessed(name: str) -> None:
         VisionConfig.from_dict(values)
 
 
+@pytest.mark.requirement("12.6")
 def test_unknown_fields_and_model_types() -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected."""
@@ -143,6 +154,7 @@ def test_unknown_fields_and_model_types() -> None:
         VisionConfig.from_dict({**values, "hidden_act": "tanh"})
 
 
+@pytest.mark.requirement("4.3")
 def test_every_tensor_of_a_tower() -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
     that lists every one of them, mis-shaped ones with the shape found and the shape expected."""

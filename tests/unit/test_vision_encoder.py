@@ -55,6 +55,7 @@ def forms(directory: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.requirement("5.1")
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_every_form_of_images(tiny_encoder: VisionEncoder, tmp_path: Path, batch_size: int) -> None:
     """5.1: WHEN `encode` is given n images as a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or (n, H, W,
@@ -71,6 +72,7 @@ def test_every_form_of_images(tiny_encoder: VisionEncoder, tmp_path: Path, batch
             torch.testing.assert_close(tiny_encoder.encode(given[1], batch_size=batch_size), expected[1:2])
 
 
+@pytest.mark.requirement("5.1")
 def test_a_progress_bar_changes_nothing(tiny_encoder: VisionEncoder, capsys: pytest.CaptureFixture[str]) -> None:
     """5.1: WHEN `encode` is given n images, THE VisionEncoder SHALL return a float32 tensor of shape (n, dimension):
     and shows how far it is, where that is asked for."""
@@ -80,6 +82,7 @@ def test_a_progress_bar_changes_nothing(tiny_encoder: VisionEncoder, capsys: pyt
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.requirement("5.2")
 @pytest.mark.parametrize("n", [0, 1, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_pixels(tiny_model: Path, n: int, dtype: str) -> None:
@@ -96,6 +99,7 @@ def test_pixels(tiny_model: Path, n: int, dtype: str) -> None:
     assert rows.data_ptr() != encoder.encode_pixels(pixels).data_ptr() or n == 0
 
 
+@pytest.mark.requirement("5.4")
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.large_string()])
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_a_column(tiny_encoder: VisionEncoder, tmp_path: Path, kind: pa.DataType, n: int) -> None:
@@ -117,6 +121,7 @@ def test_a_column(tiny_encoder: VisionEncoder, tmp_path: Path, kind: pa.DataType
             torch.testing.assert_close(rows, expected)
 
 
+@pytest.mark.requirement("5.4")
 def test_a_column_wraps_the_embedding_matrix(tiny_encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """5.4: WHEN `encode_arrow` is given a binary or string column, THE VisionEncoder SHALL return a FixedSizeListArray
     that has one row for each row of the column and wraps the memory of the embedding matrix."""
@@ -141,6 +146,7 @@ def test_a_column_wraps_the_embedding_matrix(tiny_encoder: VisionEncoder, monkey
     assert found.to_pylist() == before
 
 
+@pytest.mark.requirement("5.5")
 @pytest.mark.parametrize("projection", [16, None])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_steps_by_name(build_encoder: BuildEncoder, projection: int | None, dtype: str) -> None:
@@ -173,6 +179,7 @@ def test_steps_by_name(build_encoder: BuildEncoder, projection: int | None, dtyp
     torch.testing.assert_close(steps["embedding"], embedding, **tolerance)
 
 
+@pytest.mark.requirement("5.5")
 def test_the_parts_have_their_names(tiny_encoder: VisionEncoder, tiny_model: Path) -> None:
     """5.5: WHEN `forward` is called with `intermediates=True`, THE VisionEncoder SHALL return the tensor of each of its
     steps by name: the steps of parts that the design names."""
@@ -189,6 +196,7 @@ def test_the_parts_have_their_names(tiny_encoder: VisionEncoder, tiny_model: Pat
     assert not tiny_encoder.training
 
 
+@pytest.mark.requirement("5.6")
 def test_without_a_projection(build_encoder: BuildEncoder) -> None:
     """5.6: WHERE the checkpoint has no visual projection, THE VisionEncoder SHALL return the class row after the
     post-layernorm, with `dimension` equal to `hidden_size`."""
@@ -203,6 +211,7 @@ def test_without_a_projection(build_encoder: BuildEncoder) -> None:
     torch.testing.assert_close(row @ projection.T, whole.encode_pixels(pixels, normalize=False), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.requirement("5.7")
 def test_unit_length(tiny_encoder: VisionEncoder) -> None:
     """5.7: WHERE `normalize` is true, THE VisionEncoder SHALL return rows of Euclidean norm one."""
     pixels = random_pixels(5, 32, 5)
@@ -215,6 +224,7 @@ def test_unit_length(tiny_encoder: VisionEncoder) -> None:
     )
 
 
+@pytest.mark.requirement("5.8")
 def test_auto_is_the_rule_of_this_machine(tiny_model: Path) -> None:
     """5.8: WHERE `dtype` is `auto`, THE VisionEncoder SHALL compute in bfloat16 on a processor that multiplies bfloat16
     natively, in float32 on other processors, and in float16 or bfloat16 on CUDA."""
@@ -227,6 +237,7 @@ def test_auto_is_the_rule_of_this_machine(tiny_model: Path) -> None:
 PREPROCESSING = ImageProcessor(32, 40, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "round").to_dict()
 
 
+@pytest.mark.requirement("5.9")
 def test_preprocessing_of_the_file(tmp_path: Path, tiny_encoder: VisionEncoder) -> None:
     """5.9: WHERE a Weight File carries preprocessing constants, THE VisionEncoder SHALL preprocess images with them."""
     metadata = WeightMetadata(config=TINY.to_dict(), preprocessing=PREPROCESSING)
@@ -261,6 +272,7 @@ class Loading:
         patch.setattr(WeightLoader, "by_row_group", by_row_group)
 
 
+@pytest.mark.requirement("4.8")
 def test_modules_start_without_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """4.8: THE VisionEncoder SHALL start its modules on the meta device, without random weights."""
     loading, before = Loading(monkeypatch), torch.get_rng_state()
@@ -270,6 +282,7 @@ def test_modules_start_without_memory(tiny_model: Path, monkeypatch: pytest.Monk
     assert all(not parameter.requires_grad for parameter in encoder.parameters())
 
 
+@pytest.mark.requirement("4.7")
 def test_not_two_copies_of_the_model(tmp_path: Path) -> None:
     """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model: what Arrow reads
     is a tensor at a time for each thread, and its memory goes once the tensor is where it is used."""
@@ -291,6 +304,7 @@ def test_not_two_copies_of_the_model(tmp_path: Path) -> None:
     assert encoder.dimension == 16
 
 
+@pytest.mark.requirement("7.8")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_threads_at_once_get_the_bits_of_one(tiny_model: Path, dtype: str) -> None:
     """7.8: IF an image of a call cannot be encoded, THEN THE VisionEncoder SHALL raise an error in place of zeros,
@@ -305,6 +319,7 @@ def test_threads_at_once_get_the_bits_of_one(tiny_model: Path, dtype: str) -> No
     assert not torch.equal(expected[0], expected[1])
 
 
+@pytest.mark.requirement("7.6")
 def test_any_batch_size_gives_the_same_rows(tiny_encoder: VisionEncoder, assert_within: AssertWithin) -> None:
     """7.6: WHEN two lists of images are encoded as one, THE VisionEncoder SHALL return the rows of the first followed
     by the rows of the second, in float32 with a relative error within the limit of gate `precision-float32-b16`."""
@@ -315,6 +330,7 @@ def test_any_batch_size_gives_the_same_rows(tiny_encoder: VisionEncoder, assert_
     assert_within("precision-float32-b16", tiny_encoder.encode(images[::-1]).flip(0), alone)
 
 
+@pytest.mark.requirement("5.10")
 def test_a_repeated_input_is_computed_again(tiny_encoder: VisionEncoder) -> None:
     """5.10: WHEN the same pixels are given again, THE VisionEncoder SHALL compute their embedding again: the core runs
     for each call, and pixels that changed in place get another embedding."""

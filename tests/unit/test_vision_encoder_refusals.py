@@ -28,6 +28,7 @@ LAYER = "vision_model.encoder.layers.1."
 PNG = encode_image(random_image("RGB", 30, 24, 0), "PNG")
 
 
+@pytest.mark.requirement("4.3")
 def test_every_mismatch_in_one_message(build_encoder: BuildEncoder) -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
     that lists every one of them, mis-shaped ones with the shape found and the shape expected."""
@@ -52,6 +53,7 @@ def test_every_mismatch_in_one_message(build_encoder: BuildEncoder) -> None:
     }
 
 
+@pytest.mark.requirement("4.3")
 def test_a_projection_where_the_config_has_none(build_encoder: BuildEncoder) -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
     that lists every one of them, mis-shaped ones with the shape found and the shape expected."""
@@ -59,6 +61,7 @@ def test_a_projection_where_the_config_has_none(build_encoder: BuildEncoder) -> 
         build_encoder(replace(TINY, projection_dim=None), tensors=make_weights(TINY))
 
 
+@pytest.mark.requirement("4.3")
 @pytest.mark.parametrize("name", TINY.expected_shapes())
 def test_each_tensor_is_missed(build_encoder: BuildEncoder, name: str) -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
@@ -69,6 +72,7 @@ def test_each_tensor_is_missed(build_encoder: BuildEncoder, name: str) -> None:
         build_encoder(TINY, tensors=weights)
 
 
+@pytest.mark.requirement("4.3")
 @pytest.mark.parametrize("name", TINY.expected_shapes())
 def test_each_tensor_is_used(build_encoder: BuildEncoder, tiny_encoder: VisionEncoder, name: str) -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
@@ -85,6 +89,7 @@ def test_each_tensor_is_used(build_encoder: BuildEncoder, tiny_encoder: VisionEn
         assert difference > 1e-4
 
 
+@pytest.mark.requirement("4.6")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["visual_projection.weight", f"{LAYER}mlp.fc2.bias", "vision_model.pre_layrnorm.bias"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -116,6 +121,7 @@ PIXELS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.requirement("5.3")
 @pytest.mark.parametrize("what", PIXELS)
 def test_pixels_that_do_not_fit(tiny_encoder: VisionEncoder, what: str) -> None:
     """5.3: IF `encode_pixels` is given another shape, channel count or dtype, THEN THE VisionEncoder SHALL raise
@@ -127,6 +133,7 @@ def test_pixels_that_do_not_fit(tiny_encoder: VisionEncoder, what: str) -> None:
     assert "(n, 3, 32, 32)" in str(caught.value)
 
 
+@pytest.mark.requirement("5.3")
 @pytest.mark.parametrize("shape", [(0, 3, 16, 16), (0, 1, 32, 32), (0, 3, 32, 16), (0, 32, 32, 3)])
 def test_no_pixels_of_another_shape(tiny_encoder: VisionEncoder, shape: tuple[int, ...]) -> None:
     """5.3: IF `encode_pixels` is given another shape, channel count or dtype, THEN THE VisionEncoder SHALL raise
@@ -135,6 +142,7 @@ def test_no_pixels_of_another_shape(tiny_encoder: VisionEncoder, shape: tuple[in
         tiny_encoder.encode_pixels(torch.zeros(shape))
 
 
+@pytest.mark.requirement("1.7")
 @pytest.mark.parametrize("shape", [(1, 3, 31, 32), (3, 32, 32), (1, 4, 32, 32)])
 def test_patches_of_pixels_that_do_not_fit(shape: tuple[int, ...]) -> None:
     """1.7: WHEN given pixels of shape (n, 3, S, S), n = 0 included, THE PatchEmbedding SHALL return a tensor of shape
@@ -143,6 +151,7 @@ def test_patches_of_pixels_that_do_not_fit(shape: tuple[int, ...]) -> None:
         PatchEmbedding(TINY)(torch.zeros(shape))
 
 
+@pytest.mark.requirement("7.8")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pixels_that_are_no_numbers(tiny_encoder: VisionEncoder, value: float) -> None:
     """7.8: IF an image of a call cannot be encoded, THEN THE VisionEncoder SHALL raise an error in place of zeros,
@@ -154,6 +163,7 @@ def test_pixels_that_are_no_numbers(tiny_encoder: VisionEncoder, value: float) -
             tiny_encoder.encode_pixels(pixels, normalize)
 
 
+@pytest.mark.requirement("7.8")
 def test_an_embedding_of_no_length(build_encoder: BuildEncoder) -> None:
     """7.8: IF an image of a call cannot be encoded, THEN THE VisionEncoder SHALL raise an error in place of zeros,
     random vectors or a shorter result."""
@@ -163,6 +173,7 @@ def test_an_embedding_of_no_length(build_encoder: BuildEncoder) -> None:
         build_encoder(TINY, tensors=weights).encode_pixels(random_pixels(1, 32, 0))
 
 
+@pytest.mark.requirement("7.8")
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 10])
 def test_an_unreadable_image_in_the_middle(
@@ -183,6 +194,7 @@ def test_an_unreadable_image_in_the_middle(
     assert tiny_encoder.encode([PNG, PNG], normalize, batch_size).shape == (2, 16)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     "given", [[PNG], PNG, np.zeros((4, 4, 3), np.uint8), None, pa.array([1]), pa.table({"a": [PNG]})]
 )
@@ -193,6 +205,7 @@ def test_what_is_no_column(tiny_encoder: VisionEncoder, given: Any) -> None:
         tiny_encoder.encode_arrow(given)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, "2", None, True])
 def test_a_batch_size_that_is_none(tiny_encoder: VisionEncoder, batch_size: Any) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -209,6 +222,7 @@ def write(directory: Path, **metadata: Any) -> Path:
     return directory
 
 
+@pytest.mark.requirement("1.4")
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -225,6 +239,7 @@ def test_a_config_that_is_not_supported(tmp_path: Path, config: dict[str, Any], 
         VisionEncoder(write(tmp_path, config={**TINY.to_dict(), **config}))
 
 
+@pytest.mark.requirement("1.4")
 def test_a_config_without_an_activation_is_not_guessed(tmp_path: Path) -> None:
     """1.4: IF `hidden_act` is neither `quick_gelu` nor `gelu`, THEN THE VisionConfig SHALL raise ConfigError with the
     value found and the accepted values."""
@@ -234,6 +249,7 @@ def test_a_config_without_an_activation_is_not_guessed(tmp_path: Path) -> None:
         VisionEncoder(write(tmp_path, config=config))
 
 
+@pytest.mark.requirement("12.6")
 def test_a_config_that_contradicts_the_file(tmp_path: Path) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected."""
@@ -243,6 +259,7 @@ def test_a_config_that_contradicts_the_file(tmp_path: Path) -> None:
         VisionEncoder(path, config=replace(TINY, hidden_act="gelu"))
 
 
+@pytest.mark.requirement("5.9")
 @pytest.mark.parametrize(
     ("preprocessing", "message"),
     [
@@ -258,6 +275,7 @@ def test_preprocessing_that_does_not_fit(tmp_path: Path, preprocessing: dict[str
         VisionEncoder(write(tmp_path, preprocessing=preprocessing))
 
 
+@pytest.mark.requirement("4.4")
 def test_no_weight_file(tmp_path: Path) -> None:
     """4.4: IF a Weight File is truncated, empty, not Parquet or of another schema, THEN THE WeightLoader SHALL raise
     WeightFormatError with the path and what was found; a path that is none is a FileNotFoundError."""
@@ -268,6 +286,7 @@ def test_no_weight_file(tmp_path: Path) -> None:
         VisionEncoder(tmp_path)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("dtype", ["int8", "float64", "bf16", torch.int64])
 def test_an_unknown_dtype(tiny_model: Path, dtype: Any) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -276,6 +295,7 @@ def test_an_unknown_dtype(tiny_model: Path, dtype: Any) -> None:
         VisionEncoder(tiny_model, dtype=dtype)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("device", ["no such device", "cuda:99"])
 def test_a_device_that_is_not_there(tiny_model: Path, device: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
@@ -284,6 +304,7 @@ def test_a_device_that_is_not_there(tiny_model: Path, device: str) -> None:
         VisionEncoder(tiny_model, device)
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize("move", ["half", "bfloat16", "double", "cpu"])
 def test_an_encoder_is_not_moved(tiny_encoder: VisionEncoder, move: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`

@@ -49,6 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.mark.requirement("11.1")
 def test_one_interface(checkpoint: Path, model: Path) -> None:
     """11.1: THE EmbeddingProvider SHALL declare `dimension` and `encode` as the interface that VisionEncoder,
     CLIPVisionProvider and ArrowVisionProvider satisfy."""
@@ -66,6 +67,7 @@ def test_one_interface(checkpoint: Path, model: Path) -> None:
     assert not isinstance(object(), EmbeddingProvider)
 
 
+@pytest.mark.requirement("11.2")
 @pytest.mark.parametrize("normalize", [True, False])
 def test_same_embeddings(checkpoint: Path, model: Path, photos: list[Path], normalize: bool) -> None:
     """11.2: WHEN given the images that a CLIPVisionProvider of the same checkpoint was given, THE ArrowVisionProvider
@@ -78,6 +80,7 @@ def test_same_embeddings(checkpoint: Path, model: Path, photos: list[Path], norm
     assert bool((found.norm(dim=1) - 1).abs().max() < 1e-5) is normalize
 
 
+@pytest.mark.requirement("11.3")
 def test_transformers_is_imported_when_used() -> None:
     """11.3: THE CLIPVisionProvider SHALL import transformers only when one is constructed."""
     code = (
@@ -87,6 +90,7 @@ def test_transformers_is_imported_when_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={"HF_HUB_OFFLINE": "1", "PATH": ""})
 
 
+@pytest.mark.requirement("11.4")
 def test_missing_transformers_names_the_extra(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """11.4: IF transformers is not installed, THEN THE CLIPVisionProvider SHALL raise an error that names the extra to
     install."""
@@ -95,6 +99,7 @@ def test_missing_transformers_names_the_extra(checkpoint: Path, monkeypatch: pyt
         CLIPVisionProvider(checkpoint)
 
 
+@pytest.mark.requirement("11.5")
 def test_unreadable_image_is_an_error(checkpoint: Path, model: Path, photos: list[Path], tmp_path: Path) -> None:
     """11.5: IF an image cannot be encoded, THEN THE ArrowVisionProvider SHALL raise ImageError in place of zeros,
     random vectors or a shorter result."""
@@ -106,6 +111,7 @@ def test_unreadable_image_is_an_error(checkpoint: Path, model: Path, photos: lis
         assert (caught.value.position, caught.value.name) == (2, str(broken))
 
 
+@pytest.mark.requirement("11.2")
 def test_baseline_without_a_projection(tmp_path: Path, photos: list[Path]) -> None:
     """11.2: the baseline of a checkpoint without a projection is its class row too, not a projection made up."""
     source = make_checkpoint(tmp_path / "source", "tiny", layout="hf_vision_bare")
@@ -116,6 +122,7 @@ def test_baseline_without_a_projection(tmp_path: Path, photos: list[Path]) -> No
     assert all(LIMIT.passes(value) for value in cosine.tolist())
 
 
+@pytest.mark.requirement("11.5")
 def test_baseline_makes_nothing_up(checkpoint: Path, tmp_path: Path) -> None:
     """11.5: a tensor that the checkpoint lacks is an error, where transformers alone would fill it at random."""
     folder = tmp_path / "lacking"
@@ -127,6 +134,7 @@ def test_baseline_makes_nothing_up(checkpoint: Path, tmp_path: Path) -> None:
         CLIPVisionProvider(folder)
 
 
+@pytest.mark.requirement("12.6")
 def test_baseline_refuses(checkpoint: Path, tmp_path: Path) -> None:
     """12.6: a directory that transformers cannot load is a CheckpointError, a batch size of zero a ConfigError."""
     with pytest.raises(CheckpointError, match=str(tmp_path)):

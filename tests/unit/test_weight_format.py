@@ -58,6 +58,7 @@ def key_values(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in stored.items() if key != b"ARROW:schema"}
 
 
+@pytest.mark.requirement("3.1")
 def test_one_row_per_tensor_and_no_null(path: Path) -> None:
     """3.1: THE Weight File SHALL hold one row per tensor in the columns `layer_name`, `shape`, `dtype`, `data` and
     `num_params`, none of them null."""
@@ -75,6 +76,7 @@ def test_one_row_per_tensor_and_no_null(path: Path) -> None:
     assert read["num_params"].to_pylist() == [12, 2, 2, 1, 0, 3]
 
 
+@pytest.mark.requirement("3.2")
 def test_data_is_little_endian_and_row_major(tmp_path: Path) -> None:
     """3.2: THE Weight File SHALL hold in `data` the row-major little-endian bytes of the tensor, bfloat16 as its 16
     bits."""
@@ -96,6 +98,7 @@ def test_data_is_little_endian_and_row_major(tmp_path: Path) -> None:
     assert data["long"] == bytes.fromhex("0201000000000000")
 
 
+@pytest.mark.requirement("3.3")
 @pytest.mark.parametrize(("codec", "name"), [(None, "UNCOMPRESSED"), ("zstd", "ZSTD"), ("snappy", "SNAPPY")])
 def test_encoding(tmp_path: Path, codec: str | None, name: str) -> None:
     """3.3: WHERE no compression is asked for, THE Weight File SHALL use plain encoding with page checksums and with
@@ -113,6 +116,7 @@ def test_encoding(tmp_path: Path, codec: str | None, name: str) -> None:
             assert not chunk.is_stats_set
 
 
+@pytest.mark.requirement("3.3")
 def test_pages_have_checksums(path: Path) -> None:
     """3.3: WHERE no compression is asked for, THE Weight File SHALL use plain encoding with page checksums and with
     neither dictionary nor compression: any reader that looks at them sees a changed weight."""
@@ -126,6 +130,7 @@ def test_pages_have_checksums(path: Path) -> None:
         pq.read_table(path, page_checksum_verification=True)
 
 
+@pytest.mark.requirement("3.3")
 def test_one_page_per_tensor(tmp_path: Path) -> None:
     """3.3: WHERE no compression is asked for, THE Weight File SHALL use plain encoding with page checksums and with
     neither dictionary nor compression: a checksum for each tensor, not one for a block."""
@@ -140,6 +145,7 @@ def test_one_page_per_tensor(tmp_path: Path) -> None:
         next(batches)
 
 
+@pytest.mark.requirement("3.4")
 def test_a_row_group_per_block(path: Path) -> None:
     """3.4: THE Weight File SHALL hold the tensors of each transformer block in a row group of their own."""
     file = pq.ParquetFile(path)
@@ -148,6 +154,7 @@ def test_a_row_group_per_block(path: Path) -> None:
     assert groups == [[names[0]], names[1:3], [names[3]], [names[4]], [names[5]]]
 
 
+@pytest.mark.requirement("3.4")
 @pytest.mark.parametrize(
     ("name", "block"),
     [
@@ -166,6 +173,7 @@ def test_block_of_a_name(name: str, block: str) -> None:
     assert block_of(name) == block
 
 
+@pytest.mark.requirement("3.5")
 def test_metadata(path: Path) -> None:
     """3.5: THE Weight File SHALL carry in its key-value metadata the format version, the model config, the
     preprocessing constants, the name, revision and sha256 of the source, a sha256 over the tensors, and a sha256 over
@@ -187,6 +195,7 @@ def test_metadata(path: Path) -> None:
     assert hashlib.sha256(text.encode()).hexdigest() == recorded
 
 
+@pytest.mark.requirement("4.5")
 def test_fingerprints_are_recorded(path: Path) -> None:
     """4.5: IF a byte of a Weight File is flipped, THEN THE WeightLoader SHALL raise WeightFormatError or yield the
     tensors and metadata that were written."""
@@ -199,6 +208,7 @@ def test_fingerprints_are_recorded(path: Path) -> None:
         assert recorded[row["layer_name"]] == f"{row['dtype']}[{shape}]:{total:016x}"
 
 
+@pytest.mark.requirement("4.5")
 @pytest.mark.parametrize("size", range(20))
 def test_a_fingerprint_sees_every_byte(size: int) -> None:
     """4.5: IF a byte of a Weight File is flipped, THEN THE WeightLoader SHALL raise WeightFormatError or yield the
@@ -214,6 +224,7 @@ def test_a_fingerprint_sees_every_byte(size: int) -> None:
     assert fingerprint("uint8", [1, size], data) != whole
 
 
+@pytest.mark.requirement("10.1")
 def test_the_report(tmp_path: Path) -> None:
     """10.1: WHEN `convert SOURCE OUT` ends, THE CLI SHALL print the path written, the tensors, the parameters, the
     bytes in and out and the recorded sha256."""
@@ -224,6 +235,7 @@ def test_the_report(tmp_path: Path) -> None:
     assert json.loads(key_values(report.path)[KEY_PREFIX + "tensors_sha256"]) == report.tensors_sha256
 
 
+@pytest.mark.requirement("3.6")
 def test_the_same_tensors_give_the_same_file(tmp_path: Path) -> None:
     """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
     same names, dtypes, shapes and bits."""
@@ -232,6 +244,7 @@ def test_the_same_tensors_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.requirement("9.6")
 @pytest.mark.parametrize("fails_at", [0, 1, 4])
 def test_a_write_that_fails_leaves_what_was_there(path: Path, fails_at: int) -> None:
     """9.6: IF a conversion is killed, THEN THE convert_checkpoint SHALL leave at the target path the previous file or
@@ -251,6 +264,7 @@ def test_a_write_that_fails_leaves_what_was_there(path: Path, fails_at: int) -> 
     assert path.read_bytes() == before
 
 
+@pytest.mark.requirement("9.6")
 def test_a_new_file_takes_the_place_of_the_old_at_once(path: Path) -> None:
     """9.6: IF a conversion is killed, THEN THE convert_checkpoint SHALL leave at the target path the previous file or
     none: who has the previous one open goes on reading it."""
@@ -261,6 +275,7 @@ def test_a_new_file_takes_the_place_of_the_old_at_once(path: Path) -> None:
     assert pq.read_table(path)["layer_name"].to_pylist() == ["other"]
 
 
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
@@ -288,6 +303,7 @@ def stored(**changes: Any) -> dict[bytes, bytes]:
     return {key.encode(): value.encode() for key, value in values.items() if value is not None}
 
 
+@pytest.mark.requirement("3.6")
 def test_metadata_reads_back() -> None:
     """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
     same names, dtypes, shapes and bits: and the metadata that was written."""
@@ -297,6 +313,7 @@ def test_metadata_reads_back() -> None:
         assert WeightMetadata.from_key_values(nothing, "f") is None
 
 
+@pytest.mark.requirement("4.5")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -317,6 +334,7 @@ def test_damaged_metadata(changes: dict[str, str | None], message: str) -> None:
         WeightMetadata.from_key_values(stored(**changes), "f")
 
 
+@pytest.mark.requirement("4.5")
 def test_metadata_that_is_not_text() -> None:
     """4.5: IF a byte of a Weight File is flipped, THEN THE WeightLoader SHALL raise WeightFormatError or yield the
     tensors and metadata that were written."""
@@ -324,6 +342,7 @@ def test_metadata_that_is_not_text() -> None:
         WeightMetadata.from_key_values({**stored(), b"llm_compression.\xff": b"x"}, "f")
 
 
+@pytest.mark.requirement("12.6")
 def test_a_later_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected."""
@@ -334,6 +353,7 @@ def test_a_later_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         WeightMetadata.from_key_values(later, "f")
 
 
+@pytest.mark.requirement("3.2")
 def test_every_dtype_has_the_name_that_pytorch_gives_it() -> None:
     """3.2: THE Weight File SHALL hold in `data` the row-major little-endian bytes of the tensor, bfloat16 as its 16
     bits: under the dtype's own name."""
@@ -341,6 +361,7 @@ def test_every_dtype_has_the_name_that_pytorch_gives_it() -> None:
     assert {"float32", "bfloat16", "float16"} <= set(DTYPES)
 
 
+@pytest.mark.requirement("3.2")
 def test_bytes_are_a_view_where_they_can_be() -> None:
     """3.2: THE Weight File SHALL hold in `data` the row-major little-endian bytes of the tensor, bfloat16 as its 16
     bits: taken in place from a contiguous tensor."""

@@ -48,6 +48,7 @@ def assert_same(found: dict[str, torch.Tensor]) -> None:
         assert bytes(tensor_bytes(found[name])) == bytes(tensor_bytes(tensor))
 
 
+@pytest.mark.requirement("4.1")
 def test_every_call_gives_the_same_tensors(path: Path) -> None:
     """4.1: WHEN given a directory that holds `weights.parquet` or the path of the file itself, THE WeightLoader SHALL
     yield the same tensors from `load_weights()`, `get_layer(name)` and `stream()`."""
@@ -60,6 +61,7 @@ def test_every_call_gives_the_same_tensors(path: Path) -> None:
         assert_same({name: loader.get_layer(name) for name in loader.names})
 
 
+@pytest.mark.requirement("3.5")
 def test_what_the_file_says_about_itself(path: Path) -> None:
     """3.5: THE Weight File SHALL carry in its key-value metadata the format version, the model config, the
     preprocessing constants, the name, revision and sha256 of the source, a sha256 over the tensors, and a sha256 over
@@ -80,6 +82,7 @@ def test_what_the_file_says_about_itself(path: Path) -> None:
     assert [info.row_group for info in loader.tensors.values()] == [0, 1, 1, 1, 2, 2, 3]
 
 
+@pytest.mark.requirement("4.2")
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_tensors_view_the_arrow_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
     """4.2: THE WeightLoader SHALL yield tensors that view the Arrow buffer they were read into."""
@@ -98,6 +101,7 @@ def test_tensors_view_the_arrow_buffer(tmp_path: Path, monkeypatch: pytest.Monke
             assert any(first <= start and end <= last for first, last in spans), name
 
 
+@pytest.mark.requirement("4.2")
 def test_a_tensor_outlives_the_file_and_the_loader(path: Path) -> None:
     """4.2: THE WeightLoader SHALL yield tensors that view the Arrow buffer they were read into: and hold it."""
     found = WeightLoader(path).load_weights()
@@ -107,6 +111,7 @@ def test_a_tensor_outlives_the_file_and_the_loader(path: Path) -> None:
     assert_same(found)
 
 
+@pytest.mark.requirement("4.7")
 def test_one_tensor_at_a_time(tmp_path: Path) -> None:
     """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model: what is streamed
     is the tensor at hand and the next one, whatever the size of the file or of a row group."""
@@ -125,6 +130,7 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
         pa.set_memory_pool(before)
 
 
+@pytest.mark.requirement("4.7")
 def test_an_abandoned_stream_is_closed(path: Path) -> None:
     """4.7: WHILE weights are loaded, THE VisionEncoder SHALL hold at most one whole copy of the model: no reader stays
     behind a loop that was left."""
@@ -136,6 +142,7 @@ def test_an_abandoned_stream_is_closed(path: Path) -> None:
         next(stream)
 
 
+@pytest.mark.requirement("12.6")
 def test_an_unknown_name(path: Path) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected: a name that is not there is a KeyError, as in a dict."""
@@ -143,6 +150,7 @@ def test_an_unknown_name(path: Path) -> None:
         WeightLoader(path).get_layer("layers.9.weight")
 
 
+@pytest.mark.requirement("4.4")
 def test_no_file(tmp_path: Path) -> None:
     """4.4: IF a Weight File is truncated, empty, not Parquet or of another schema, THEN THE WeightLoader SHALL raise
     WeightFormatError with the path and what was found: where there is no file at all, FileNotFoundError names it."""
@@ -163,6 +171,7 @@ def rows(**changes: Any) -> pa.Table:
     return pa.table(columns | changes)
 
 
+@pytest.mark.requirement("3.7")
 def test_the_earlier_layout_has_no_hash_to_verify(tmp_path: Path) -> None:
     """3.7: WHERE a Weight File has the Earlier Layout, THE WeightLoader SHALL yield its tensors."""
     pq.write_table(rows(), tmp_path / "weights.parquet")
@@ -172,6 +181,7 @@ def test_the_earlier_layout_has_no_hash_to_verify(tmp_path: Path) -> None:
         loader.verify()
 
 
+@pytest.mark.requirement("3.7")
 @pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()])
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string()])
 @pytest.mark.parametrize(
@@ -190,6 +200,7 @@ def test_the_earlier_layout_as_any_writer_has_it(
     assert WeightLoader(tmp_path).load_weights()["a"].tolist() == [1, 2]
 
 
+@pytest.mark.requirement("4.2")
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_views_of_a_column(kind: pa.DataType) -> None:
     """4.2: THE WeightLoader SHALL yield tensors that view the Arrow buffer they were read into."""

@@ -52,6 +52,7 @@ BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.requirement("4.4")
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_that_is_no_sound_parquet(path: Path, what: str) -> None:
     """4.4: IF a Weight File is truncated, empty, not Parquet or of another schema, THEN THE WeightLoader SHALL raise
@@ -73,6 +74,7 @@ def rows(**changes: Any) -> pa.Table:
     return pa.table({name: column for name, column in (columns | changes).items() if column is not None})
 
 
+@pytest.mark.requirement("4.4")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -117,6 +119,7 @@ def test_another_schema_or_rows_that_do_not_fit(tmp_path: Path, changes: dict[st
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.requirement("4.5")
 def test_page_checksums_are_looked_at(tmp_path: Path) -> None:
     """4.5: IF a byte of a Weight File is flipped, THEN THE WeightLoader SHALL raise WeightFormatError or yield the
     tensors and metadata that were written: in the Earlier Layout too, where its writer put checksums on the pages."""
@@ -130,6 +133,7 @@ def test_page_checksums_are_looked_at(tmp_path: Path) -> None:
         WeightLoader(path).load_weights()
 
 
+@pytest.mark.requirement("4.4")
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:
     """4.4: IF a Weight File is truncated, empty, not Parquet or of another schema, THEN THE WeightLoader SHALL raise
     WeightFormatError with the path and what was found."""
@@ -154,6 +158,7 @@ def swap(found: list[dict[str, Any]], first: str, second: str, column: str) -> N
     one[column], two[column] = two[column], one[column]
 
 
+@pytest.mark.requirement("4.5")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +194,7 @@ def test_rows_changed_under_the_metadata(
         dict(WeightLoader(path).stream())
 
 
+@pytest.mark.requirement("3.6")
 def test_rows_in_another_order_are_the_same_tensors(path: Path) -> None:
     """3.6: WHEN any table of finite tensors is written to a Weight File and read back, THE WeightLoader SHALL yield the
     same names, dtypes, shapes and bits; verifying the hash over them sees another order."""
@@ -202,6 +208,7 @@ def test_rows_in_another_order_are_the_same_tensors(path: Path) -> None:
         loader.verify()
 
 
+@pytest.mark.requirement("4.6")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", [0, 57, 98])
@@ -218,6 +225,7 @@ def test_a_weight_that_is_no_number(tmp_path: Path, value: float, dtype: torch.d
             read()
 
 
+@pytest.mark.requirement("4.6")
 def test_infinities_that_cancel_are_still_no_numbers(tmp_path: Path) -> None:
     """4.6: IF a weight is NaN or infinite, THEN THE VisionEncoder SHALL raise WeightFormatError with the name of its
     tensor; finite ones are read, also where their sum is not."""
@@ -230,6 +238,7 @@ def test_infinities_that_cancel_are_still_no_numbers(tmp_path: Path) -> None:
         WeightLoader(tmp_path).load_weights()
 
 
+@pytest.mark.requirement("4.3")
 def test_a_mismatch_lists_everything_before_any_data_is_read(path: Path) -> None:
     """4.3: IF tensors are missing, unexpected or mis-shaped, THEN THE VisionEncoder SHALL raise one WeightFormatError
     that lists every one of them, mis-shaped ones with the shape found and the shape expected."""
@@ -251,6 +260,7 @@ def test_a_mismatch_lists_everything_before_any_data_is_read(path: Path) -> None
     }
 
 
+@pytest.mark.requirement("3.8")
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "config.json: not JSON"), ("[1]", "config.json: list, expected a JSON object"), ("\xff", "not JSON")],

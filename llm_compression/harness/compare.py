@@ -136,7 +136,9 @@ def decide(rounds: Rounds, floor: float, unit: str = "%", *, higher_is_better: b
         rounds,
         _ratios(centre, low, high),
         _ratios(middle, noise_low, noise_high),
-        *map(_exp, (least, band, detectable)),
+        _exp(least),
+        _exp(band),
+        _exp(detectable),
         needed,
     )
 

@@ -124,7 +124,7 @@ def test_a_floor_in_the_unit_of_the_values() -> None:
     assert memory(600, 640).outcome is Outcome.REGRESSED
     assert memory(640, 600).outcome is Outcome.IMPROVED
     assert memory(600, 614).outcome is memory(614, 600).outcome is Outcome.SAME
-    assert memory(60, 74).outcome is Outcome.SAME
+    assert memory(60, 74).outcome is memory(44, 30).outcome is Outcome.SAME
     assert memory(6000, 6016).outcome is Outcome.REGRESSED
 
 

@@ -69,9 +69,9 @@ def trend_plot(labels: Sequence[str], values: Sequence[float], changes: Collecti
 def sparkline(values: Sequence[float]) -> str:
     """The series in a line of text, lowest to highest."""
     low, high = min(values), max(values)
-    if high <= low:
-        return "▄" * len(values)
-    return "".join("▁▂▃▄▅▆▇█"[int((value - low) / (high - low) * 7)] for value in values)
+    # less than a tenth does not fill the line: noise must not look like a cliff
+    span = max(high - low, 0.1 * high)
+    return "".join("▁▂▃▄▅▆▇█"[int((value - low) / span * 7)] for value in values)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -28,8 +28,9 @@ from benchmarks.regression.worktrees import (
     find,
     is_dirty,
 )
+from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.compare import Outcome
+from llm_compression.harness.compare import Outcome, not_comparable
 from llm_compression.harness.machine import machine
 from llm_compression.harness.measure import Bounds
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
@@ -116,14 +117,14 @@ def _parser() -> argparse.ArgumentParser:
         "cannot be compared",
     )
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: .)")
-    parser.add_argument("--out", type=Path, help="directory of the reports (default: ROOT/reports)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, judge, report and remember."""
     options = _parser().parse_args(arguments)
-    root, out = options.root.resolve(), options.out or options.root / "reports"
+    root = options.root.resolve()
+    out = root / "reports"
     for name in FILES:
         # a report of an earlier run must not stand for this one
         (out / name).unlink(missing_ok=True)
@@ -143,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info, now = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     found = Comparison()
     if not identical:
-        found = measure_sides(root, base, head, options.models, options.budget, confirm=options.confirm)
+        try:
+            found = measure_sides(root, base, head, options.models, options.budget, confirm=options.confirm)
+        except LlmCompressionError as error:
+            found.verdicts = dict.fromkeys(keys_of(options.models), not_comparable(str(error)))
         history.append(out / history.DIRECTORY, history.rows_of(base, head, found, info, now))
     run = Run(base, head, found, info, now, tuple(notes), options.confirm, identical)
     own = [row for row in history.read(out / history.DIRECTORY) if row.fingerprint == history.fingerprint(info)]

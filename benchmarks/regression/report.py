@@ -143,7 +143,7 @@ def to_markdown(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
 def to_html(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
     """The content of ``regression.html``: the same with a plot of every sample, and no request to another host."""
     bad = [outcome.value for outcome in BAD]
-    parts = ["<h1>Regression report</h1>", f"<p><b>{escape(headline(run))}</b></p>"]
+    parts = ["<h1>Regression report</h1>", f"<p><strong>{escape(headline(run))}</strong></p>"]
     parts.append(f"<p>Next: {escape(next_step(run).replace('`', ''))}</p>")
     parts += ["<ul>", *(f"<li>{escape(line)}</li>" for line in _about(run)), "</ul>"]
     parts.append(html_table(COLUMNS, rows(run), bad))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def make_side(tmp_path: Path) -> Iterator[Callable[..., Side]]:
+def make_side(tmp_path: Path) -> Callable[..., Side]:
     """``make_side(name, file="", text="")``: a copy of the package, with `text` at the end of one file."""
 
     def make(name: str, file: str = "", text: str = "") -> Side:

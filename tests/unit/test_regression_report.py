@@ -165,6 +165,9 @@ def test_the_history_has_a_row_for_each_commit_and_metric(tmp_path: Path) -> Non
     assert [row.commit for row in read] == sorted(row.commit for row in rows)
     # measured again on one machine: the latest counts
     assert next(row for row in read if (row.commit, row.metric) == (rows[0].commit, rows[0].metric)).value == 1.0
+    # measured on another machine: both count
+    history.append(tmp_path, [replace(row, fingerprint="other", measured_at="2026-03-01") for row in rows])
+    assert len(history.read(tmp_path)) == 2 * len(rows)
     assert history.read(tmp_path / "nothing") == []
     base = next(row for row in rows if row.commit == BASE.commit and row.metric == "latency")
     assert len(base.samples) == 16
@@ -242,5 +245,6 @@ def test_plots_of_nothing_and_of_one_value() -> None:
     assert trend_plot([], [], []) == ""
     assert strip_plot(Rounds((1.0,), (1.0,), (1.0,)), "ms").count("<circle") == 3
     assert trend_plot(["a"], [1.0], []).count("<circle") == 1
+    assert "<img" not in trend_plot(["<img src=x>"] * 2, [1.0, 2.0], [1])
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([1.0, 2.0]) == "▁█"

@@ -1,12 +1,13 @@
 """How often the comparison is wrong: a revision beside itself, and beside itself with an injected slowdown.
 
 A run takes minutes, so the study goes on where it was: each run's outcome is a line of ``false_alarms.jsonl``, and only
-lines of the same revision, machine, budget, models and injection are counted.
+lines of the same package, machine, rules, budget, models and injection are counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -15,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.regression import rounds as rounds_module
 from benchmarks.regression.history import fingerprint
 from benchmarks.regression.page import markdown_table
-from benchmarks.regression.rounds import METRICS, Side, Take, compare_rounds, keys_of, taker
+from benchmarks.regression.rounds import Side, Take, compare_rounds, keys_of, taker
 from benchmarks.regression.run import BUDGET_S, MODELS, WEIGHTS, bounds_of
 from benchmarks.regression.trend import floors_of
 from benchmarks.regression.worktrees import Revision, checked_out, find
@@ -71,6 +73,12 @@ def inject(worktree: Path, injection: Mapping[str, float]) -> None:
     values = {"latency": 1.0, "load": 1.0, "memory_mb": 0.0, **injection}
     with (worktree / _PATCHED).open("a", encoding="utf-8") as file:
         file.write(_PATCH.format(**values))
+
+
+def rules(root: Path) -> str:
+    """A hash of what decides beside the package: how a process is measured, and the floors."""
+    floors = sorted((floor.metric, floor.floor, floor.unit) for floor in floors_of(root).values())
+    return hashlib.sha256(Path(rounds_module.__file__).read_bytes() + json.dumps(floors).encode()).hexdigest()[:12]
 
 
 def read_record(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -168,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "budget_s": options.budget,
         "models": options.models,
         "inject": options.inject,
-        "metrics": len(METRICS),
+        "rules": rules(root),
     }
     made = {model: prepare_model(model, root / CACHE_DIRECTORY) for model in options.models}
     with checked_out(root, revision, revision) as (base_tree, head_tree):

@@ -132,7 +132,7 @@ def to_markdown(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
     if marked:
         parts.append(markdown_table(COLUMNS, marked))
     if notes := remarks(run):
-        parts.append("\n".join(f"- {_plain(note[:600])}" for note in notes))
+        parts.append("\n".join(f"- {_plain(_shortened(note))}" for note in notes))
     if trend:
         parts.append(_fold("Trend", markdown_table(("series", "oldest to newest"), [each[:2] for each in trend])))
     parts.append(_fold("Machine and versions", markdown_table(("", ""), _machine(run))))
@@ -235,6 +235,11 @@ def _fold(title: str, text: str) -> str:
 def _plain(text: str) -> str:
     """Text of commits and processes: no markup, no mention, one line."""
     return " ".join(text.replace("<", "&lt;").replace("@", "&#64;").replace("`", "'").split())
+
+
+def _shortened(note: str) -> str:
+    """Its beginning and its end: the last line of a process says why it failed."""
+    return note if len(note) <= 700 else f"{note[:200]} ... {note[-480:]}"
 
 
 def _by(verdict: Verdict) -> str:

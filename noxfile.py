@@ -6,6 +6,7 @@ sessions that import it share the one environment that the session ``environment
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -54,7 +55,7 @@ def evidence(name: str) -> tuple[str, str]:
 @nox.session(default=False)
 def environment(session: nox.Session) -> None:
     """Install what the sessions that import PyTorch share: the package, editable, with its harness."""
-    install(session, "-e", ".[harness]", *nox.project.dependency_groups(PROJECT, "types"))
+    install(session, "-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types"))
 
 
 @nox.session
@@ -109,6 +110,26 @@ def peers(session: nox.Session) -> None:
     """Measure beside transformers, ONNX Runtime and OpenVINO in one interleaved run; writes reports/peers.md."""
     install(session, "-e", ".[peers]")
     session.run("python", "-m", "benchmarks.peers.run", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
+def regression(session: nox.Session) -> None:
+    """Measure a commit beside its base and write reports/regression.md, .html and .json; exits with the verdict."""
+    report = ROOT / "reports" / "regression.json"
+    report.unlink(missing_ok=True)
+    # the status is taken from the report: nox has one status for every failed session
+    run_python(session, "-m", "benchmarks.regression.run", *session.posargs, success_codes=(0, 1, 2, 3))
+    if not report.is_file():
+        # help was asked for, the usage was wrong or the program crashed; the latter has told why
+        raise SystemExit(0 if {"-h", "--help"} & set(session.posargs) else 2)
+    if status := json.loads(report.read_text(encoding="utf-8"))["exit_status"]:
+        raise SystemExit(status)
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
+def trend(session: nox.Session) -> None:
+    """Draw reports/history over the commits, a series for each machine, and mark its change points."""
+    run_python(session, "-m", "benchmarks.regression.trend", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["environment"], default=False)

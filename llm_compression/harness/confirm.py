@@ -1,7 +1,8 @@
 """Texts confirmed beside their proofs: ``confirmed.json`` of a spec holds a hash of what a proof was last held against.
 
-A criterion, a property or a row of the table *Gates* that is not the confirmed one is listed by `changes`. Whoever
-changed it looks at its proof again and renews the hashes: ``python -m llm_compression.harness.confirm``.
+A criterion, a property or a row of the tables *Gates* and *Regression floors* that is not the confirmed one is listed
+by `changes`. Whoever changed it looks at its proof again and renews the hashes:
+``python -m llm_compression.harness.confirm``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ CONFIRMED_FILE: Final = "confirmed.json"
 
 
 def texts(spec: Spec) -> dict[str, str]:
-    """What is confirmed: a hash of each criterion, property and gate, by kind and id."""
+    """What is confirmed: a hash of each criterion, property, gate and floor, by kind and id."""
     found = {f"criterion {each.id}": each.text for each in spec.criteria}
     for each in spec.properties:
         found[f"property {each.number}"] = "\n".join((each.title, each.text, *each.validates))
     found |= {f"gate {each.id}": "\n".join(map(str, astuple(each))) for each in spec.gates}
+    found |= {f"floor {each.metric}": "\n".join(map(str, astuple(each))) for each in spec.floors}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in found.items()}
 
 

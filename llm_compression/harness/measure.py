@@ -23,7 +23,7 @@ from llm_compression.harness.accuracy import Accuracy
 
 CALLS: Final = 64
 REFERENCE_ROWS: Final = 80
-_PROGRAM: Final = "llm_compression.harness.sample"
+_PROGRAM: Final = ("-m", "llm_compression.harness.sample")
 # nothing that is measured or compared with may ask a hub
 _ENVIRONMENT: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -220,18 +220,30 @@ def measure_growth(
     return float(found["after_mb"]) - float(found["before_mb"])
 
 
-def run_child(kind: str, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+def run_child(
+    kind: str,
+    request: Mapping[str, Any],
+    timeout_s: float,
+    program: Sequence[str] = _PROGRAM,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Run the child program and read the JSON object that is its last line of output.
+
+    Args:
+        kind: What it is to do, its first argument.
+        request: Its second; the time before its start is added.
+        timeout_s: After how many seconds it is ended.
+        program: The interpreter's arguments that name it.
+        environment: Variables beside those of this process.
 
     Raises:
         MeasurementError: It exited with another status than 0, ran out of time or printed something else.
     """
     started = time.monotonic()
-    command = [sys.executable, "-m", _PROGRAM, kind, json.dumps({**request, "started": started})]
+    command = [sys.executable, *program, kind, json.dumps({**request, "started": started})]
     try:
-        done = subprocess.run(
-            command, env={**os.environ, **_ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        variables = {**os.environ, **_ENVIRONMENT, **(environment or {})}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise MeasurementError(f"{kind}: not done after {timeout_s:g} s: {dict(request)}") from error
     if done.returncode != 0:

@@ -1,7 +1,8 @@
 """Reads the specs under ``.kiro/specs``: requirements, correctness properties, tasks and gates; and checks them.
 
 A spec is a directory of three Markdown files. ``requirements.md`` holds numbered requirements with criteria in EARS
-form, cited as ``N.k``, and the table *Gates*, the only place where a limit is written; ``design.md`` holds numbered
+form, cited as ``N.k``, the table *Gates*, the only place where a limit is written, and the table *Regression floors*,
+what a change must exceed to count; ``design.md`` holds numbered
 properties, each naming the criteria it validates; ``tasks.md`` holds a checkbox list whose tasks name theirs.
 What cannot be read raises `SpecError`; what can be read but is wrong is listed by `problems`, all at once.
 """
@@ -22,6 +23,8 @@ from llm_compression.errors import LlmCompressionError
 
 SPECS_DIRECTORY: Final = Path(".kiro", "specs")
 GATE_COLUMNS: Final = ("id", "metric", "limit", "unit", "model", "session", "criterion")
+FLOOR_COLUMNS: Final = ("metric", "floor", "unit")
+FLOOR_UNITS: Final = ("%", "MB", "1")
 COMPARISONS: Final = {"<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt}
 
 _STORY = re.compile(r"\*\*User Story:\*\* (As (?:an?|the) \S.*, I want \S.*, so that \S.*)")
@@ -31,6 +34,7 @@ _REFERENCES = r"([1-9]\d*\.[1-9]\d*(?:, [1-9]\d*\.[1-9]\d*)*)"
 _VALIDATES = re.compile(rf"\*\*Validates: Requirements {_REFERENCES}\*\*")
 _TASK_CITES = re.compile(rf"_Requirements: {_REFERENCES}_$")
 _LIMIT_CELL = re.compile(r"(<=|>=|<|>) ?(\d{1,15}(?:\.\d+)?(?:e-?\d\d?)?)")
+_FLOOR_CELL = re.compile(r"\d{1,15}(?:\.\d+)?")
 _GATES_NAMED = re.compile(r"\bgates? ((?:`[^`]+`(?:, and |, | and | or )?)+)")
 # a line that begins one of these is never the continuation of the line above
 _STARTS_BLOCK = re.compile(r"#{1,6} |[-*] |\d+[.)] |\||\*\*Validates:")
@@ -120,6 +124,15 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What a change of a metric must exceed to count, one row of *Regression floors*."""
+
+    metric: str
+    floor: float
+    unit: str
+
+
+@dataclass(frozen=True)
 class Spec:
     """One spec: the name of its directory and what its three files say, in their order."""
 
@@ -128,6 +141,7 @@ class Spec:
     properties: tuple[Property, ...]
     tasks: tuple[Task, ...]
     gates: tuple[Gate, ...]
+    floors: tuple[Floor, ...] = ()
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -165,7 +179,8 @@ def read_spec(directory: Path) -> Spec:
     directory = Path(directory)
     requirements, gates = _read_requirements(directory / "requirements.md"), _read_gates(directory / "requirements.md")
     properties, tasks = _read_properties(directory / "design.md"), _read_tasks(directory / "tasks.md")
-    return Spec(directory.resolve().name, requirements, properties, tasks, gates)
+    floors = _read_floors(directory / "requirements.md")
+    return Spec(directory.resolve().name, requirements, properties, tasks, gates, floors)
 
 
 class _Block(NamedTuple):
@@ -241,19 +256,36 @@ def _read_criterion(path: Path, requirement: int, block: _Block) -> Criterion:
 
 
 def _read_gates(path: Path) -> tuple[Gate, ...]:
-    sections = [section for section in _sections(path) if re.match(r"#+ *gates?\b", section[0].text, re.IGNORECASE)]
+    table = _read_table(path, "Gates", r"gates?\b", "gate", GATE_COLUMNS)
+    return tuple(_read_gate(path, line, cells) for line, cells in table)
+
+
+def _read_floors(path: Path) -> tuple[Floor, ...]:
+    floors = []
+    for line, cells in _read_table(path, "Regression floors", r"(?:regression )?floors?\b", "metric", FLOOR_COLUMNS):
+        if len(cells) != len(FLOOR_COLUMNS) or not all(cells) or not _FLOOR_CELL.fullmatch(cells[1]):
+            raise SpecError(path, line, f"cells {list(cells)}, expected a metric, a number such as '4' and a unit")
+        floors.append(Floor(cells[0], float(cells[1]), cells[2]))
+    return tuple(floors)
+
+
+def _read_table(
+    path: Path, title: str, like: str, row: str, columns: tuple[str, ...]
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Lines and cells of the only table below ``## title``; none where no heading is like it."""
+    sections = [each for each in _sections(path) if re.match(rf"#+ *{like}", each[0].text, re.IGNORECASE)]
     if not sections:
-        return ()
+        return []
     heading, body = sections[0]
-    if len(sections) > 1 or heading.text != "## Gates":
-        raise SpecError(path, sections[-1][0].line, f"{sections[-1][0].text!r}, expected one section '## Gates'")
+    if len(sections) > 1 or heading.text != f"## {title}":
+        raise SpecError(path, sections[-1][0].line, f"{sections[-1][0].text!r}, expected one section '## {title}'")
     lines = [block for block in body if block.text.startswith("|")]
-    rows = [(line, [cell.strip(" `") for cell in text.strip("|").split("|")]) for line, text in lines]
+    rows = [(line, tuple(cell.strip(" `") for cell in text.strip("|").split("|"))) for line, text in lines]
     if len(rows) < 3 or not all(re.fullmatch(r":?-+:?", cell) for cell in rows[1][1]):
-        raise SpecError(path, heading.line, "expected a table: a header, a line of dashes, a row for each gate")
-    if tuple(rows[0][1]) != GATE_COLUMNS:
-        raise SpecError(path, rows[0][0], f"columns {rows[0][1]}, expected {list(GATE_COLUMNS)}")
-    return tuple(_read_gate(path, line, cells) for line, cells in rows[2:])
+        raise SpecError(path, heading.line, f"expected a table: a header, a line of dashes, a row for each {row}")
+    if rows[0][1] != columns:
+        raise SpecError(path, rows[0][0], f"columns {list(rows[0][1])}, expected {list(columns)}")
+    return rows[2:]
 
 
 def _read_gate(path: Path, line: int, cells: Sequence[str]) -> Gate:
@@ -312,6 +344,12 @@ def _numbering_problems(spec: Spec) -> Iterator[str]:
         group, last = number
     ids = [gate.id for gate in spec.gates]
     yield from (f"gate {each!r} is listed {ids.count(each)} times" for each in sorted(set(ids)) if ids.count(each) > 1)
+    metrics = [floor.metric for floor in spec.floors]
+    twice = sorted({metric for metric in metrics if metrics.count(metric) > 1})
+    yield from (f"floor of {metric!r} is listed more than once" for metric in twice)
+    for floor in spec.floors:
+        if floor.floor <= 0 or floor.unit not in FLOOR_UNITS:
+            yield f"floor of {floor.metric!r}: {floor.floor:g} {floor.unit}, expected more than 0, in {FLOOR_UNITS}"
 
 
 def _out_of_order(kind: str, numbers: Iterable[int]) -> Iterator[str]:

@@ -35,6 +35,12 @@ def test_every_text_of_this_repository_is_the_confirmed_one() -> None:
         ("requirements", "| heat | heat | < 500", "| heat | heat | <= 500", "gate heat changed"),
         ("requirements", "| small | cpu |", "| small | cuda |", "gate heat changed"),
         ("requirements", "| heat-cuda |", "| warm-cuda |", "gate heat-cuda was confirmed and is gone"),
+        (
+            "requirements",
+            "## Gates",
+            "## Regression floors\n\n| metric | floor | unit |\n|---|---|---|\n| heat | 4 | % |\n\n## Gates",
+            "floor heat was never confirmed",
+        ),
         ("design", "stays off", "stays on", "property 1 changed"),
         ("design", "Requirements 1.2", "Requirements 1.2, 1.3", "property 1 changed"),
     ],
@@ -42,8 +48,8 @@ def test_every_text_of_this_repository_is_the_confirmed_one() -> None:
 def test_a_change_is_seen_until_it_is_confirmed(
     project: Project, capsys: pytest.CaptureFixture[str], file: str, old: str, new: str, change: str
 ) -> None:
-    """20.10: IF a criterion, a property or a row of the table *Gates* is not the one that was confirmed, THEN THE
-    Harness SHALL report it as a problem until a command of its own confirms it."""
+    """20.10: IF a criterion, a property or a row of the tables *Gates* and *Regression floors* is not the one that was
+    confirmed, THEN THE Harness SHALL report it as a problem until a command of its own confirms it."""
     assert confirm.changes(read_spec(project.spec), project.root) == []
     project.change(file, old, new)
     found = confirm.changes(read_spec(project.spec), project.root)

@@ -108,7 +108,7 @@ def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
 def test_memory_that_was_given_back_still_counts() -> None:
     """13.2: the peak is since the start of the process, not what is resident at the end."""
     program = (
-        "from llm_compression.harness.sample import PeakMemory\n"
+        "from llm_compression.harness.peak_memory import PeakMemory\n"
         "with PeakMemory() as memory:\n"
         "    bytearray(b'\\1') * 200_000_000\n"
         "    print(memory.now_mb, memory.peak_mb)\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SESSIONS = ("lint", "types", "tests", "parity", "gates", "gates_gpu", "spec", "build")
+SESSIONS = ("lint", "types", "tests", "parity", "gates", "gates_gpu", "spec", "build", "regression", "trend")
 
 
 @pytest.mark.requirement("12.8")

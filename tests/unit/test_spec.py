@@ -399,3 +399,66 @@ def test_command_runs_as_a_module() -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "example: python -m llm_compression.harness.spec" in shown.stdout
     assert subprocess.run([*command, "a", "b"], cwd=ROOT, capture_output=True, check=False).returncode == 2
+
+
+FLOORS = """
+## Regression floors
+
+| metric | floor | unit |
+|---|---|---|
+| latency | 4 | % |
+| `memory` | 0.5 | MB |
+"""
+
+
+def with_floors(root: Path, old: str = "", new: str = "") -> Path:
+    """The kettle's spec with a table of floors, one passage of it replaced."""
+    directory = write_spec(root)
+    assert not old or FLOORS.count(old) == 1
+    (directory / "requirements.md").write_text(REQUIREMENTS + FLOORS.replace(old, new), encoding="utf-8")
+    return directory
+
+
+@pytest.mark.requirement("21.18")
+def test_floors_are_read(tmp_path: Path) -> None:
+    """21.18: THE Harness SHALL read the floor of every metric from the table *Regression floors*."""
+    spec = read_spec(with_floors(tmp_path))
+    assert [(each.metric, each.floor, each.unit) for each in spec.floors] == [
+        ("latency", 4, "%"),
+        ("memory", 0.5, "MB"),
+    ]
+    assert problems(spec) == []
+    assert read_spec(write_spec(tmp_path / "none")).floors == ()
+
+
+@pytest.mark.requirement("21.18")
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("`memory`", "latency", "floor of 'latency' is listed more than once"),
+        ("| 4 |", "| 0 |", "floor of 'latency': 0 %, expected more than 0"),
+        ("| % |", "| ms |", "floor of 'latency': 4 ms, expected more than 0, in"),
+    ],
+)
+def test_a_wrong_floor_is_a_problem(old: str, new: str, problem: str, tmp_path: Path) -> None:
+    """21.18: ... and report a repeated or unreadable one."""
+    found = problems(read_spec(with_floors(tmp_path, old, new)))
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+@pytest.mark.requirement("21.18")
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("| 4 |", "| < 4 |", "expected a metric, a number such as '4' and a unit"),
+        ("| latency | 4 | % |", "| latency | 4 |", "expected a metric, a number such as '4' and a unit"),
+        ("| metric |", "| name |", "columns ['name', 'floor', 'unit'], expected"),
+        ("## Regression floors", "## Floors", "expected one section '## Regression floors'"),
+        ("|---|---|---|\n", "", "a row for each metric"),
+    ],
+)
+def test_an_unreadable_floor_is_an_error(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    """21.18: ... and report a repeated or unreadable one."""
+    with pytest.raises(SpecError, match=re.escape(reason)):
+        read_spec(with_floors(tmp_path, old, new))

@@ -1,0 +1,310 @@
+"""The command of the regression report, its confirmation, its session, and the study of false alarms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.regression import false_alarms, run
+from benchmarks.regression.rounds import METRICS, Comparison, Key, SideError, Take, Values
+from benchmarks.regression.worktrees import git
+from llm_compression.harness.compare import Outcome, Verdict
+from llm_compression.harness.measure import Bounds, MeasurementError
+from llm_compression.harness.spec import Floor
+
+ROOT = Path(__file__).parents[2]
+FLOORS = {name: Floor(name, 4, "%") for name in METRICS}
+
+
+def values(change: float = 1.0) -> Values:
+    """A value of each metric."""
+    return dict.fromkeys(METRICS, 100 * change)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with the spec of this one and two commits that differ in the package."""
+    root = tmp_path / "checkout"
+    shutil.copytree(ROOT / ".kiro", root / ".kiro")
+    subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
+    git(root, "config", "user.name", "A")
+    git(root, "config", "user.email", "a@example.com")
+    (root / ".gitignore").write_text("reports/\n.cache/\n", encoding="utf-8")
+    (root / "llm_compression").mkdir()
+    for text in ("one", "two"):
+        (root / "llm_compression" / "__init__.py").write_text(text, encoding="utf-8")
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", text)
+    return root
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Take], None]:
+    """``measured(take)``: no process is started, `take` gives the values."""
+
+    def use(take: Take) -> None:
+        monkeypatch.setattr(run, "prepare_model", lambda *_: None)
+        monkeypatch.setattr(run, "taker", lambda *_: take)
+        monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+    return use
+
+
+def verdict_of(checkout: Path) -> dict[str, Any]:
+    """What the report says."""
+    content: dict[str, Any] = json.loads((checkout / "reports" / "regression.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.requirement("21.12", "21.16")
+def test_main_reports_a_regression(checkout: Path, measured: Callable[[Take], None]) -> None:
+    """21.12, 21.16: 1 for a regression, the verdict at the top of `reports/regression.json`, rows in the history."""
+    measured(lambda side, _: values(1.2 if side == "head" else 1.0))
+    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 1
+    found = verdict_of(checkout)
+    assert found["verdict"] == "REGRESSED"
+    assert (found["base"]["subject"], found["head"]["subject"]) == ("one", "two")
+    assert found["notes"] == []
+    assert len(list((checkout / "reports" / "history").glob("*.parquet"))) == 1
+    assert "Trend" in (checkout / "reports" / "regression.md").read_text(encoding="utf-8")
+    assert len(git(checkout, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.requirement("21.12")
+def test_main_exits_with_0_where_nothing_changed(
+    checkout: Path, measured: Callable[[Take], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """21.12: 0 for no regression; 21.3: says that uncommitted changes are not measured; 21.14: the job summary."""
+    measured(lambda *_: values())
+    (checkout / "new.txt").write_text("uncommitted", encoding="utf-8")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 0
+    assert verdict_of(checkout)["verdict"] == "SAME"
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "uncommitted changes are not measured" in text
+    assert text.startswith("# Regression report")
+
+
+@pytest.mark.requirement("21.12")
+def test_main_exits_with_3_where_nothing_can_be_compared(
+    checkout: Path, measured: Callable[[Take], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """21.12: 3 for an inconclusive or incomparable result, also where the models cannot be made."""
+    measured(lambda *_: values())
+
+    def fail(*_: object) -> None:
+        raise MeasurementError("no reference")
+
+    monkeypatch.setattr(run, "prepare_model", fail)
+    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 3
+    assert verdict_of(checkout)["metrics"][0]["reason"] == "no reference"
+
+
+@pytest.mark.requirement("21.12")
+@pytest.mark.parametrize("arguments", [["--base", "nothing"], ["--head", "nothing"], ["--head", "HEAD~1"]])
+def test_main_exits_with_2_for_wrong_usage(
+    arguments: list[str], checkout: Path, measured: Callable[[Take], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """21.12: 2 for wrong usage; the report of an earlier run does not stay."""
+    measured(lambda *_: values())
+    (checkout / "reports").mkdir()
+    (checkout / "reports" / "regression.json").write_text('{"exit_status": 0}', encoding="utf-8")
+    assert run.main(["--root", str(checkout), *arguments]) == 2
+    assert "is no revision" in capsys.readouterr().err
+    assert not (checkout / "reports" / "regression.json").exists()
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--models", "none"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.requirement("21.15")
+def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
+    checkout: Path, measured: Callable[[Take], None]
+) -> None:
+    """21.15: WHERE `--confirm` is given, THE Regression Session SHALL call SAME what has the same package."""
+    taken = []
+    measured(lambda side, _: taken.append(side) or values())  # type: ignore[func-returns-value]
+    (checkout / "README.md").write_text("no package", encoding="utf-8")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "three")
+    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
+    assert not taken
+    assert verdict_of(checkout)["verdict"] == "SAME"
+    assert verdict_of(checkout)["identical"] is True
+    # without it they are measured: a comparison of nothing
+    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 0
+    assert taken
+
+
+@pytest.mark.requirement("21.15")
+@pytest.mark.parametrize(
+    ("second", "outcome", "status"),
+    [(1.2, Outcome.REGRESSED, 1), (1.0, Outcome.INCONCLUSIVE, 0), (None, Outcome.NOT_COMPARABLE, 3)],
+)
+def test_a_regression_is_confirmed_by_a_second_run(
+    second: float | None, outcome: Outcome, status: int, checkout: Path, measured: Callable[[Take], None]
+) -> None:
+    """21.15: ... exit with 1 only for a regression that a second, independent run finds again."""
+    heads = 0
+
+    def take(side: str, _: str) -> Values:
+        nonlocal heads
+        heads += side == "head"
+        # the first run takes the head once to warm up and in five rounds
+        change = 1.2 if heads <= 6 else second
+        if change is None:
+            raise SideError(side, MeasurementError("it broke"))
+        return {**values(), "latency": 100 * (change if side == "head" else 1)}
+
+    measured(take)
+    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == status
+    found = verdict_of(checkout)
+    assert found["verdict"] == outcome.value
+    outcomes = {each["metric"]: each["verdict"] for each in found["metrics"]}
+    assert outcomes.pop("latency") == outcome.value
+    assert set(outcomes.values()) == {"SAME"}
+
+
+@pytest.mark.requirement("21.15")
+def test_only_what_regressed_is_measured_again() -> None:
+    """21.15: ... a second, independent run."""
+    good, bad = Key("load", "b16"), Key("latency", "b32")
+    first = Comparison({good: Verdict(Outcome.SAME), bad: Verdict(Outcome.REGRESSED)})
+    asked = []
+
+    def compare(_take: Take, keys: list[Key], *_: object) -> Comparison:
+        asked.append(keys)
+        return Comparison({bad: Verdict(Outcome.SAME)})
+
+    found = run.confirmed(first, lambda *_: values(), FLOORS, 1, compare)
+    assert asked == [[bad]]
+    assert found.verdicts[good].outcome is Outcome.SAME
+    assert found.verdicts[bad].outcome is Outcome.INCONCLUSIVE
+    assert "REGRESSED in the first run, SAME in the second" in found.verdicts[bad].reason
+
+
+@pytest.mark.requirement("21.10")
+def test_the_bounds_are_those_of_the_gates() -> None:
+    """21.10: out of bounds is what misses the gate of the precision in bfloat16."""
+    bounds = run.bounds_of(ROOT, ["b16", "tiny"])
+    assert bounds == {"b16": Bounds(min_cosine=0.999), "tiny": Bounds(min_cosine=0.99)}
+
+
+@pytest.mark.requirement("21.12")
+@pytest.mark.parametrize(("report", "status"), [({"exit_status": 3}, 3), ({"exit_status": 1}, 1), ({}, 2), (None, 2)])
+def test_the_session_exits_with_the_status_of_the_report(
+    report: dict[str, int] | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """21.12: THE Regression Session SHALL exit with status 0 ..., 1 ..., 2 ... and 3."""
+    nox = pytest.importorskip("nox")
+    monkeypatch.syspath_prepend(str(ROOT))
+    import noxfile
+
+    monkeypatch.setattr(noxfile, "ROOT", tmp_path)
+
+    class Session:
+        posargs = ("--base", "HEAD~1")
+        env_dir = tmp_path
+
+        def run(self, *arguments: str, success_codes: tuple[int, ...]) -> None:
+            assert arguments[1:] == ("-m", "benchmarks.regression.run", *self.posargs)
+            assert success_codes == (0, 1, 2, 3)
+            if report:
+                (tmp_path / "reports").mkdir()
+                (tmp_path / "reports" / "regression.json").write_text(json.dumps(report), encoding="utf-8")
+
+    assert nox
+    with pytest.raises(SystemExit) as caught:
+        noxfile.regression.func(Session())
+    assert caught.value.code == status
+
+
+@pytest.mark.requirement("21.15")
+def test_ci_compares_with_the_commit_before() -> None:
+    """21.15, as `.ci/run` uses it."""
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "nox -s regression -- --base HEAD~1 --confirm" in text
+
+
+@pytest.mark.requirement("21.14")
+def test_the_workflow_publishes_from_a_job_that_runs_no_code() -> None:
+    """21.14, and what may write to a pull request neither checks out nor runs anything of it."""
+    text = (ROOT / ".github" / "workflows" / "regression.yml").read_text(encoding="utf-8")
+    measure, publish = text.split("\n  publish:\n")
+    assert "write" not in measure.replace("may not write", "")
+    assert "pull-requests: write" in publish
+    assert not [word for word in ("checkout@", "nox", "pip", "python", "contents: write") if word in publish]
+
+
+@pytest.mark.requirement("21.19")
+def test_an_injection_is_read() -> None:
+    """21.19: ... and with an injected slowdown."""
+    assert false_alarms.parse_injection("") == {}
+    assert false_alarms.parse_injection("latency=1.08,memory_mb=40") == {"latency": 1.08, "memory_mb": 40}
+    for wrong in ("speed=2", "latency", "latency=fast"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            false_alarms.parse_injection(wrong)
+
+
+@pytest.mark.requirement("21.19")
+def test_an_injection_slows_the_encoder_down(tiny_model: Path, tmp_path: Path) -> None:
+    """21.19: ... sleeps in proportion to each call and load, and keeps memory; the answers stay the same."""
+    shutil.copytree(ROOT / "llm_compression", tmp_path / "llm_compression")
+    false_alarms.inject(tmp_path, {"latency": 1.5, "load": 3.0, "memory_mb": 2})
+    program = (
+        "import sys, time, torch\n"
+        "slept = []\n"
+        "time.sleep = slept.append\n"
+        "from llm_compression.multimodal import vision_encoder\n"
+        "encoder = vision_encoder.VisionEncoder(sys.argv[1], dtype='float32')\n"
+        "encoder.encode_pixels(torch.zeros(1, 3, 32, 32))\n"
+        "assert len(vision_encoder._KEPT) == 2_000_000 and set(vision_encoder._KEPT[:10]) == {49}\n"
+        "assert len(slept) == 2 and all(each > 0 for each in slept), slept\n"
+        "print(vision_encoder.__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tiny_model)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+
+
+@pytest.mark.requirement("21.19")
+def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    """21.19: ... continue after an interruption and write how often each verdict was given."""
+    record, about = tmp_path / "out" / "false_alarms.jsonl", {"tree": "x", "budget_s": 1.0, "inject": {}}
+    taken = []
+
+    def take(side: str, _: str) -> Values:
+        taken.append(side)
+        return values(1.2 if side == "head" else 1.0)
+
+    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=2, seconds=0) == 0
+    assert not taken
+    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=2, seconds=60) == 2
+    first = len(taken)
+    with record.open("a", encoding="utf-8") as file:
+        file.write('{"about": {"tree": "x"')  # cut off in the middle
+    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=3, seconds=60) == 3
+    assert len(taken) == first * 1.5
+    assert false_alarms.read_record(record, {**about, "tree": "y"}) == []
+    table = false_alarms.write_summary(tmp_path / "out", record)
+    assert "3 runs, 27 decisions" in table
+    (found,) = json.loads((tmp_path / "out" / "false_alarms.json").read_text(encoding="utf-8"))
+    latency = next(each for each in found["metrics"] if each["metric"] == "latency tiny")
+    assert latency["REGRESSED"] == 3
+    throughput = next(each for each in found["metrics"] if each["metric"] == "throughput tiny")
+    assert throughput["IMPROVED"] == 3

@@ -127,6 +127,13 @@ def regression(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["environment"], default=False)
+def mutants(session: nox.Session) -> None:
+    """Sabotage a copy of the project, one way at a time; fails on a sabotage that no test or gate sees."""
+    run_python(session, "-m", "llm_compression.harness.models", "b32")
+    run_python(session, "-m", "tests.mutants.check", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
 def trend(session: nox.Session) -> None:
     """Draw reports/history over the commits, a series for each machine, and mark its change points."""
     run_python(session, "-m", "benchmarks.regression.trend", *session.posargs)

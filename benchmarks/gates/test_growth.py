@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.metric("memory_growth")
 def test_growth(run: GateRun) -> None:
-    """THE VisionEncoder SHALL grow the resident memory of the process by less than the limit (8.11)."""
+    """THE VisionEncoder SHALL grow the resident memory of the process by less than the limit (8.12)."""
     run.say(f"{run.gate.id}: a thousand files")
     model, device = run.model.weights["bfloat16"], run.gate.session
     grown: list[float] = []

@@ -85,16 +85,23 @@ def test_latency_to_limit(run: GateRun, series: Taken) -> None:
     record(run, [each.latency_p50 for each in taken.ours], list(taken.limits_ms))
 
 
-@pytest.mark.metric("first_embedding_to_transformers")
-def test_first_embedding_to_transformers(run: GateRun, series: Taken) -> None:
-    """THE VisionEncoder SHALL load and make its first call in at most the limit's share of transformers' time (8.9)."""
+@pytest.mark.metric("first_call_to_transformers")
+def test_first_call_to_transformers(run: GateRun, series: Taken) -> None:
+    """THE VisionEncoder SHALL load and make its first call in at most the limit's multiple of transformers' time (8.9)."""
     taken = series(run.model, run.job(batches=0), run.bounds())
     found = [[each.load_ms + each.first_call_ms for each in samples] for samples in (taken.ours, taken.transformers)]
     record(run, *found)
 
 
+@pytest.mark.metric("start_to_transformers")
+def test_start_to_transformers(run: GateRun, series: Taken) -> None:
+    """THE VisionEncoder SHALL need at most the limit's share of transformers' time from the start of a process (8.10)."""
+    taken = series(run.model, run.job(batches=0), run.bounds())
+    record(run, *([each.start_to_first_ms for each in samples] for samples in (taken.ours, taken.transformers)))
+
+
 @pytest.mark.metric("memory_to_transformers")
 def test_memory_to_transformers(run: GateRun, series: Taken) -> None:
-    """THE VisionEncoder SHALL need at most the limit's share of the memory that transformers needs (8.10)."""
+    """THE VisionEncoder SHALL need at most the limit's share of the memory that transformers needs (8.11)."""
     taken = series(run.model, run.job(batches=0), run.bounds())
     record(run, [each.peak_mb for each in taken.ours], [each.peak_mb for each in taken.transformers])

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llm_compression.harness.accuracy import Array
 
 
-# Of what is encoded from files.
-BATCH_SIZE: Final = 16
+# Of what is encoded from files; the default of `VisionEncoder.encode`.
+BATCH_SIZE: Final = 32
 
 
 @dataclass(frozen=True)

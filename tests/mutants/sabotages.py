@@ -128,12 +128,12 @@ SABOTAGES: Final = (
         (
             Edit(
                 f"{MULTIMODAL}/vision_encoder.py",
-                "            embeddings = self(pixels)\n",
-                "            kept = self.__dict__.setdefault('kept', {})\n"
-                "            key = pixels.numpy().tobytes()\n"
-                "            if key not in kept:\n"
-                "                kept[key] = self(pixels)\n"
-                "            embeddings = kept[key]\n",
+                "                embeddings = self(part)\n",
+                "                kept = self.__dict__.setdefault('kept', {})\n"
+                "                key = part.numpy().tobytes()\n"
+                "                if key not in kept:\n"
+                "                    kept[key] = self(part)\n"
+                "                embeddings = kept[key]\n",
             ),
         ),
         _tests("tests/unit/test_vision_encoder.py"),
@@ -144,11 +144,11 @@ SABOTAGES: Final = (
         (
             Edit(
                 f"{MULTIMODAL}/vision_encoder.py",
-                "            embeddings = self(pixels)\n",
-                "            import time\n\n"
-                "            started = time.perf_counter()\n"
-                "            embeddings = self(pixels)\n"
-                "            time.sleep(0.1 * (time.perf_counter() - started))\n",
+                "                embeddings = self(part)\n",
+                "                import time\n\n"
+                "                started = time.perf_counter()\n"
+                "                embeddings = self(part)\n"
+                "                time.sleep(0.1 * (time.perf_counter() - started))\n",
             ),
         ),
         # the sabotage is committed on top of what is sound; without it the two are the same
@@ -160,9 +160,9 @@ SABOTAGES: Final = (
         (
             Edit(
                 f"{MULTIMODAL}/vision_encoder.py",
-                "            embeddings = self(pixels)\n",
-                "            embeddings = self(pixels)\n"
-                "            self.__dict__.setdefault('kept', []).append(torch.ones(15_000_000))\n",
+                "                embeddings = self(part)\n",
+                "                embeddings = self(part)\n"
+                "                self.__dict__.setdefault('kept', []).append(torch.ones(15_000_000))\n",
             ),
         ),
         _tests("benchmarks/gates/test_growth.py", "-k", "growth-b32"),

@@ -185,9 +185,9 @@ def test_the_machine_names_what_a_figure_depends_on() -> None:
     json.dumps(asdict(info), allow_nan=False)
 
 
-@pytest.mark.requirement("8.11")
+@pytest.mark.requirement("8.12")
 def test_growth_is_what_stays_of_the_calls(tiny_model: Path, tmp_path: Path) -> None:
-    """8.11: the process encodes every file in turn; memory is read after the first calls and after the last."""
+    """8.12: the process encodes every file in turn; memory is read after the first calls and after the last."""
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
         Image.fromarray(random_array(30 + number, 40, number)).save(file)

@@ -347,3 +347,30 @@ def test_a_repeated_input_is_computed_again(tiny_encoder: VisionEncoder) -> None
     assert len(runs) == 3
     assert not torch.equal(changed[0], first[0])
     torch.testing.assert_close(changed[1], first[1])
+
+
+@pytest.mark.requirement("5.2")
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 9])
+def test_many_images_go_through_in_even_passes(
+    tiny_encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """5.2: a batch of any size gives its rows in order; no pass is larger than what its activations have room for."""
+    monkeypatch.setattr(VisionEncoder, "_images_per_pass", 4)
+    pixels, passes = random_pixels(n, 32, 0), list[int]()
+    handle = tiny_encoder.transformer.register_forward_pre_hook(lambda _core, given: passes.append(len(given[0])))
+    try:
+        found = tiny_encoder.encode_pixels(pixels)
+    finally:
+        handle.remove()
+    assert passes == {0: [0], 1: [1], 4: [4], 5: [3, 2], 9: [3, 3, 3]}[n]
+    alone = [tiny_encoder.encode_pixels(pixels[i : i + 1]) for i in range(n)]
+    torch.testing.assert_close(found, torch.cat([torch.empty(0, tiny_encoder.dimension), *alone]))
+
+
+@pytest.mark.requirement("5.2")
+def test_a_pass_has_room_for_its_activations(build_encoder: BuildEncoder) -> None:
+    """5.2: the widest activation of a pass is well within the 32 MB that the C library keeps; one image always goes."""
+    for width, expected in ((1 << 12, 2 * (32 << 20) // 3 // (17 * 4096 * 4)), (1 << 21, 1)):
+        encoder = build_encoder(replace(TINY, intermediate_size=64), dtype="float32")
+        encoder.config = replace(encoder.config, intermediate_size=width)
+        assert encoder._images_per_pass == expected

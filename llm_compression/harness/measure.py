@@ -195,7 +195,7 @@ def measure_growth(
     dtype: str,
     device: str = "cpu",
     system: str = "arrow",
-    first: int = 100,
+    first: int = 300,
     calls: int = 1000,
     timeout_s: float = 600,
 ) -> float:

@@ -1,6 +1,7 @@
 """Gates by ratio: this encoder beside transformers and the measured limit of the machine, in one interleaved run.
 
-A ratio of two medians from the same minutes holds on any machine, and on a busy one better than either figure.
+A ratio of two medians from the same minutes holds on any machine that multiplies bfloat16 in hardware, and on a busy
+one better than either figure.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
 """Gates of texts: all-MiniLM-L6-v2 against transformers, and what the model that ships knows.
 
-Metrics ``text_relative_error``, ``text_cosine``, ``accuracy`` and ``file_size``.
+Metrics ``text_relative_error``, ``text_cosine``, ``text_latency_to_transformers``, ``text_load_to_transformers``,
+``accuracy`` and ``file_size``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import pytest
 import torch
 
-from benchmarks.peers.text import checkpoint_path, reference
+from benchmarks.peers.text import checkpoint_path, fastest_tenth, measure_latency, measure_load, reference
 from llm_compression.convert import convert_checkpoint
 from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.models import shapes_model
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from llm_compression.harness.spec import Gate
 
 PICTURES: Final = 960
+CALLS: Final = 150
+LOADS: Final = 5
 
 Record = Callable[..., None]
 
@@ -71,6 +75,24 @@ def test_bfloat16(model: Path, wanted: torch.Tensor, record: Record) -> None:
     cosines = (ArrowEngine(model, dtype="bfloat16").encode(SENTENCES) * wanted).sum(1)
     assert bool(cosines.isfinite().all())
     record(cosines.min().item(), *cosines.tolist())
+
+
+@pytest.mark.metric("text_latency_to_transformers")
+def test_latency(model: Path, record: Record) -> None:
+    """WHEN one sentence is encoded, THE ArrowEngine SHALL return its row in a part of transformers' time (15.11)."""
+    times = measure_latency({"here": ArrowEngine(model).encode, "transformers": reference(checkpoint_path())}, CALLS)
+    early = {name: fastest_tenth(values) for name, values in times.items()}
+    record(early["here"] / early["transformers"], **early)
+
+
+@pytest.mark.metric("text_load_to_transformers")
+def test_load(model: Path, record: Record) -> None:
+    """WHEN constructed, THE ArrowEngine SHALL load in a part of transformers' time within the limit (15.12)."""
+    pairs = [
+        (measure_load("here", model, 1)[1], measure_load("transformers", checkpoint_path(), 1)[0]) for _ in range(LOADS)
+    ]
+    ours, theirs = (median(each) for each in zip(*pairs, strict=True))
+    record(ours / theirs, *(one / other for one, other in pairs), ours_ms=ours, theirs_ms=theirs)
 
 
 @pytest.mark.metric("accuracy")

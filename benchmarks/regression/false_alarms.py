@@ -23,6 +23,7 @@ from benchmarks.regression.rounds import Side, Take, compare_rounds, keys_of, ta
 from benchmarks.regression.run import BUDGET_S, MODELS, WEIGHTS, bounds_of
 from benchmarks.regression.trend import floors_of
 from benchmarks.regression.worktrees import Revision, checked_out, find
+from llm_compression.harness import compare as compare_module
 from llm_compression.harness.checkpoints import VARIANTS
 from llm_compression.harness.compare import Outcome
 from llm_compression.harness.machine import machine
@@ -76,9 +77,10 @@ def inject(worktree: Path, injection: Mapping[str, float]) -> None:
 
 
 def rules(root: Path) -> str:
-    """A hash of what decides beside the package: how a process is measured, and the floors."""
+    """A hash of what decides beside the package: how a process is measured, the comparison, and the floors."""
     floors = sorted((floor.metric, floor.floor, floor.unit) for floor in floors_of(root).values())
-    return hashlib.sha256(Path(rounds_module.__file__).read_bytes() + json.dumps(floors).encode()).hexdigest()[:12]
+    files = (Path(str(module.__file__)).read_bytes() for module in (rounds_module, compare_module))
+    return hashlib.sha256(b"".join(files) + json.dumps(floors).encode()).hexdigest()[:12]
 
 
 def read_record(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:

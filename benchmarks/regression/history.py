@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from benchmarks.regression.rounds import METRICS, PROBE, Comparison
+from benchmarks.regression.rounds import METRICS, PROGRAM, Comparison
 from benchmarks.regression.worktrees import WORKING_TREE, Revision
 from llm_compression.harness.machine import MachineInfo
 
@@ -49,7 +49,7 @@ def fingerprint(info: MachineInfo) -> str:
     """What must be equal for two measurements to be compared: the machine, the versions and the measuring program."""
     # a kernel reports a few MB more or less after an update
     machine = (info.processor, info.cores, info.flags, round(info.memory_mb / 1000), info.python)
-    program = hashlib.sha256(PROBE.read_bytes()).hexdigest()
+    program = hashlib.sha256(b"".join(path.read_bytes() for path in PROGRAM)).hexdigest()
     text = json.dumps([*machine, sorted(info.versions.items()), program])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -78,7 +78,11 @@ def append(directory: Path, rows: Iterable[Row]) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{table['measured_at'][0].as_py()}-{table['commit'][-1].as_py()[:10]}"
-    pq.write_table(table, directory / f"{name.replace(':', '')}.parquet")
+    path = directory / f"{name.replace(':', '')}.parquet"
+    # under its name only once it is whole: a cut-off file would fail every later run
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
 
 
 def read(directory: Path) -> list[Row]:

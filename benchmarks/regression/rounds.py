@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.regression.worktrees import Revision
+from llm_compression.harness import accuracy, peak_memory
 from llm_compression.harness.accuracy import Accuracy
 from llm_compression.harness.compare import LOOKS, Outcome, Rounds, Verdict, decide, not_comparable
 from llm_compression.harness.measure import Bounds, MeasurementError, percentile, run_child
@@ -19,6 +20,8 @@ from llm_compression.harness.spec import Floor
 from llm_compression.inference.weight_format import WEIGHTS_FILE
 
 PROBE: Final = Path(__file__).with_name("probe.py")
+# every file of this checkout that has a part in a figure
+PROGRAM: Final = (PROBE, *(Path(str(name)) for name in (__file__, accuracy.__file__, peak_memory.__file__)))
 SIDES: Final = ("base", "head", "control")
 # one process; a batch of each kind is run and not counted
 CALLS: Final = 16

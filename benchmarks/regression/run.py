@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,12 +21,14 @@ from benchmarks.regression.report import FILES, Run, write_report
 from benchmarks.regression.rounds import Comparison, Side, Take, compare_rounds, keys_of, taker
 from benchmarks.regression.trend import floors_of, sections
 from benchmarks.regression.worktrees import (
+    PACKAGE,
     WORKING_TREE,
     Revision,
     RevisionError,
     checked_out,
     default_base,
     find,
+    git,
     is_dirty,
 )
 from llm_compression.errors import LlmCompressionError
@@ -92,7 +95,9 @@ def confirmed(
         else:
             reason = f"REGRESSED in the first run, {again.outcome} in the second"
             verdicts[key] = replace(first.verdicts[key], outcome=Outcome.INCONCLUSIVE, reason=reason)
-    return Comparison(verdicts, {**first.rounds, **second.rounds}, first.seconds + second.seconds)
+    # what is shown of a metric is what its verdict was taken from
+    rounds = {**first.rounds, **{key: verdicts[key].rounds for key in doubted}}
+    return Comparison(verdicts, rounds, first.seconds + second.seconds)
 
 
 def _say(line: str) -> None:
@@ -137,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes = []
     if options.head != WORKING_TREE and is_dirty(root):
         notes.append(f"uncommitted changes are not measured; --head {WORKING_TREE} measures those of tracked files")
+    if options.head == WORKING_TREE and (untracked := git(root, "ls-files", "--others", "--exclude-standard", PACKAGE)):
+        notes.append(f"untracked files are not measured: {', '.join(untracked.splitlines())}")
     for note in notes:
         _say(f"note: {note}")
     _say(f"base {base.short} {base.subject}\nhead {head.short} {head.subject}")
@@ -157,4 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Exception:
+        # a status of 1 would say that something regressed
+        traceback.print_exc()
+        sys.exit(2)

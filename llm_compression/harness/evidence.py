@@ -146,12 +146,14 @@ def merge(old: Iterable[Record], new: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Write what a run left, over what lies there of the same tree; what lies there of another tree goes."""
+    """Write what a run left, over what lies there of the same tree and machine; what lies there of another one goes."""
     try:
         old = read_part(path)
     except EvidenceError:
         old = part
-    records = merge(old.records if old.source == part.source else (), part.records)
+    # as it reads back: a tuple is a list there
+    same = old.source == part.source and json.dumps(old.machine) == json.dumps(part.machine)
+    records = merge(old.records if same else (), part.records)
     _write(path, {"source": asdict(part.source), "machine": part.machine, "records": list(map(asdict, records))})
 
 

@@ -45,7 +45,10 @@ def measure_limit(variant: str, dtype: str) -> Limit:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MeasurementError(f"limit of {variant} in {dtype}: exit status {done.returncode}\n{done.stderr[-2000:]}")
-    return Limit(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return Limit(**json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise MeasurementError(f"limit of {variant} in {dtype}: printed {done.stdout[-200:]!r}") from error
 
 
 def product_shapes(config: VisionConfig) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ def prepare_model(variant: str, cache: str | os.PathLike[str], say: Callable[[st
             shutil.rmtree(partial, ignore_errors=True)
         for stale in Path(cache).glob(f"{variant}-*"):
             if stale != home:
-                shutil.rmtree(stale)
+                stale.unlink() if stale.is_symlink() else shutil.rmtree(stale)
     return Model(
         variant=variant,
         checkpoint=home / "checkpoint",

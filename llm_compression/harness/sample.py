@@ -124,12 +124,12 @@ def take_growth(request: dict[str, Any]) -> dict[str, Any]:
     memory = PeakMemory()
     model = SYSTEMS[request["system"]].load(request["model"], request["dtype"], request["device"])
     files = request["files"]
-    for number in range(request["first"]):
+    loaded_mb = before_mb = memory.now_mb
+    for number in range(request["first"] + request["calls"]):
+        if number == request["first"]:
+            before_mb = memory.now_mb
         model.encode_files([files[number % len(files)]])
-    before_mb = memory.now_mb
-    for number in range(request["calls"]):
-        model.encode_files([files[number % len(files)]])
-        if memory.now_mb > before_mb + _GROWTH_MB:
+        if memory.now_mb > loaded_mb + _GROWTH_MB:
             break
     return {"before_mb": before_mb, "after_mb": memory.now_mb}
 

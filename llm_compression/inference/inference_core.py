@@ -98,7 +98,7 @@ class TransformerLayer(nn.Module):
         scale = 1.0
         if self.folds:
             # SiLU in disguise, which runs inside the product: s times quick_gelu(x) is silu(s x), s = 1.702. The norm
-            # in front and the biases are multiplied by s, the sum with the residual divides; no weight is touched.
+            # in front and the biases are multiplied by s, the sum with the residual divides; no matrix is touched.
             scale = QUICK_GELU_SCALE
             self.fc1.activation, self.mlp_scale = "silu", 1 / scale
         yield norm_slot(self.norm2, of("norm2"), device, dtype, scale)

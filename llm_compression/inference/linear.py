@@ -149,8 +149,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         ConfigError: There is no such device on this machine.
     """
     try:
-        found = torch.device("cpu" if device is None else device)
-        torch.empty(0, device=found)
+        # with its index: "cuda" alone is another device in each thread that set one
+        found = torch.empty(0, device="cpu" if device is None else device).device
     # PyTorch raises a RuntimeError for an unknown name, and an AssertionError for a backend that it was built without
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device: {device!r}, expected one of this machine: {error}") from error
@@ -196,7 +196,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def kept(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    """A small tensor of a block as a parameter of its own; a view would keep the whole block's buffer in memory."""
+    """A small tensor of a block as a parameter of its own; a view would keep the buffer it was read into."""
     return frozen(tensor.to(device, dtype, copy=True))
 
 

@@ -1,7 +1,7 @@
 """The tensors of a weight file, each to the module that uses it; every encoder loads through this.
 
 An encoder lists its slots: which tensors are used together, and what takes them. Row groups are read side by side, a
-thread for each processor, so that reading, checking and packing of different blocks overlap.
+thread for each processor up to four, so that reading, checking and packing of different blocks overlap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Slot:
 
     Attributes:
         names: Their names in the file.
-        take: Called once with the tensors, in the order of the names; it keeps no view of them.
+        take: Called once with the tensors, in the order of the names, from a thread of the load.
     """
 
     names: tuple[str, ...]

@@ -17,7 +17,7 @@ import torch
 from llm_compression.errors import ConfigError
 
 NUM_THREADS_VARIABLE: Final = "LLM_COMPRESSION_NUM_THREADS"
-_starting = threading.Lock()
+_counting = threading.RLock()
 
 
 @cache
@@ -41,8 +41,9 @@ def available_cpus() -> int:
 
 def limit_threads() -> None:
     """Lower PyTorch's intra-op threads to `available_cpus`; a lower count that the caller set stays."""
-    if torch.get_num_threads() > available_cpus():
-        torch.set_num_threads(available_cpus())
+    with _counting:
+        if torch.get_num_threads() > available_cpus():
+            torch.set_num_threads(available_cpus())
 
 
 @contextmanager
@@ -50,27 +51,34 @@ def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads in each of which PyTorch computes with one thread; every other thread keeps its count.
 
     Work that is split into tasks runs faster so than with PyTorch splitting each operation, whose threads wait for each
-    other at the end of each.
+    other at the end of each. A thread that uses PyTorch for the first time in the instant in which the pool starts may
+    keep a count of one.
     """
     ready = threading.Barrier(threads + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # PyTorch sets a thread's count at its first use; this is it
-        torch.set_num_threads(1)
-        ready.wait()
+        try:
+            torch.get_num_threads()  # PyTorch sets a thread's count at its first use; this is it
+            torch.set_num_threads(1)
+            ready.wait()
+        except BaseException:
+            ready.abort()  # or the others would wait for this one for ever
+            raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="single", initializer=start) as pool:
-        try:
-            # a count that is set holds for the thread and for those that start later: put it right for the latter
-            with _starting:
-                own = torch.get_num_threads()
+        # a count that is set holds for the thread and for those that start later: put it right for the latter
+        with _counting:
+            own = torch.get_num_threads()
+            try:
                 for _ in range(threads):
                     pool.submit(int)  # each starts a thread, as none is idle before all are ready
                 ready.wait()
+            except BaseException:
+                ready.abort()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            finally:
                 torch.set_num_threads(own)
-        except BaseException:
-            ready.abort()
-            raise
         yield pool
 
 

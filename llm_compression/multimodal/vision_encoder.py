@@ -192,7 +192,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         Args:
             images: What `ImageProcessor` accepts.
             normalize: Whether each embedding gets unit length.
-            batch_size: Images per forward pass; reading the next batch overlaps with encoding this one.
+            batch_size: Images read at a time; reading the next batch overlaps with encoding this one.
             show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
 
         Returns:

@@ -7,6 +7,7 @@ unseen, cannot be applied any more, or is seen by something else than it names.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -17,13 +18,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from llm_compression.errors import LlmCompressionError
 from tests.mutants.sabotages import SABOTAGES, Command, Edit, Sabotage
 
 ROOT: Final = Path(__file__).parents[2]
 _GIT: Final = ("git", "-c", "user.name=mutants", "-c", "user.email=mutants@localhost", "-c", "commit.gpgsign=false")
+_TIMEOUT_S: Final = 900
 
 
-class SabotageError(Exception):
+class SabotageError(LlmCompressionError):
     """A sabotage cannot be applied: the text that it changes is not there, or not only once."""
 
 
@@ -31,19 +34,20 @@ class SabotageError(Exception):
 def copy_of(root: Path) -> Iterator[Path]:
     """A copy of what git does not ignore, committed in a repository of its own, with the seeded models at hand."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    found = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True, env=_environment())
+    names = found.stdout.split("\0")
     with TemporaryDirectory() as scratch:
         copy = Path(scratch, "copy")
         for name in filter(None, names):
             if (root / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, copy / name)
-        subprocess.run([*_GIT, "init", "-q", "-b", "main"], cwd=copy, check=True)
+        subprocess.run([*_GIT, "init", "-q", "-b", "main"], cwd=copy, check=True, env=_environment())
         _commit(copy, "untouched")
-        models = root / ".cache" / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        (copy / ".cache").mkdir()
-        (copy / ".cache" / "models").symlink_to(models)
+        (copy / ".cache" / "models").mkdir(parents=True)
+        for model in (root / ".cache" / "models").glob("*"):
+            # one by one, so that a sabotage that makes another model removes a link and not the model
+            (copy / ".cache" / "models" / model.name).symlink_to(model)
         yield copy
 
 
@@ -70,9 +74,13 @@ def run(commands: Sequence[Command], copy: Path) -> tuple[bool, str]:
     output, succeeded = "", True
     for command in commands:
         # bytecode must not be shared: an edit within the clock's resolution would not be seen
-        done = subprocess.run(
-            [sys.executable, "-B", *command], cwd=copy, capture_output=True, text=True, check=False, timeout=900
-        )
+        arguments = [sys.executable, "-B", *command]
+        try:
+            done = subprocess.run(
+                arguments, cwd=copy, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=_environment()
+            )
+        except subprocess.TimeoutExpired:
+            return False, f"{output}\nnot done after {_TIMEOUT_S} s: {' '.join(command)}"
         output += done.stdout + done.stderr
         succeeded = succeeded and done.returncode == 0
     return succeeded, output
@@ -96,14 +104,20 @@ def missed(sabotage: Sabotage, root: Path) -> str:
 def failing(commands: Sequence[Command], root: Path) -> str:
     """What a check prints that fails without any sabotage; empty where it succeeds."""
     with copy_of(root) as copy:
-        subprocess.run([*_GIT, "commit", "-q", "--allow-empty", "-m", "nothing"], cwd=copy, check=True)
+        _commit(copy, "nothing", "--allow-empty")
         succeeded, output = run(commands, copy)
     return "" if succeeded else output[-3000:]
 
 
-def _commit(copy: Path, message: str) -> None:
-    subprocess.run(["git", "add", "-A"], cwd=copy, check=True)
-    subprocess.run([*_GIT, "commit", "-q", "-m", message], cwd=copy, check=True)
+def _commit(copy: Path, message: str, *options: str) -> None:
+    subprocess.run(["git", "add", "-A"], cwd=copy, check=True, env=_environment())
+    subprocess.run([*_GIT, "commit", "-q", "-m", message, *options], cwd=copy, check=True, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """Nothing that names another repository, as git's hooks do, or a report of the real run."""
+    hidden = ("GIT_", "GITHUB_STEP_SUMMARY")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -103,7 +103,7 @@ SABOTAGES: Final = (
             Edit(f"{MULTIMODAL}/vision_encoder.py", 'torch.device("meta")', 'torch.device("cpu")'),
         ),
         _tests("tests/unit/test_vision_encoder_refusals.py", "tests/property/test_properties_weights.py"),
-        "FAILED tests",
+        "test_every_mismatch|test_removed|missing",
     ),
     Sabotage(
         "the crop off by one",
@@ -152,7 +152,7 @@ SABOTAGES: Final = (
             ),
         ),
         # the sabotage is committed on top of what is sound; without it the two are the same
-        (("-m", "benchmarks.regression.run", "--base", "HEAD~1", "--models", "b32", "--budget", "120", "--confirm"),),
+        (("-m", "benchmarks.regression.run", "--base", "HEAD~1", "--models", "b32", "--budget", "240", "--confirm"),),
         r"latency.*REGRESSED|REGRESSED.*latency",
     ),
     Sabotage(
@@ -166,7 +166,7 @@ SABOTAGES: Final = (
             ),
         ),
         _tests("benchmarks/gates/test_growth.py", "-k", "growth-b32"),
-        "growth-b32",
+        r"growth-b32: memory_growth [\d.]+, expected < 5",
     ),
     Sabotage(
         "a gate deleted",
@@ -190,7 +190,7 @@ SABOTAGES: Final = (
         "a limit loosened without the snapshot",
         (Edit(f"{SPEC}/requirements.md", "| load-b16 | load | < 500 |", "| load-b16 | load | < 5000 |"),),
         _spec_after(),
-        "load-b16",
+        "gate load-b16 changed since",
     ),
     Sabotage(
         "a task ticked without proof",
@@ -198,15 +198,15 @@ SABOTAGES: Final = (
             Edit(
                 f"{SPEC}/requirements.md",
                 "### Requirement 2: ",
-                "6. THE VisionConfig SHALL name its family.\n\n### Requirement 2: ",
+                "9. THE VisionConfig SHALL name its family.\n\n### Requirement 2: ",
             ),
             Edit(
                 f"{SPEC}/tasks.md",
                 "## 2. ",
-                "- [x] 1.9 Name the family\n  - _Requirements: 1.6_\n\n## 2. ",
+                "- [x] 1.4 Name the family\n  - _Requirements: 1.9_\n\n## 2. ",
             ),
         ),
         _spec_after(),
-        r"task 1\.9",
+        r"task 1\.4 is ticked, but not proven",
     ),
 )

@@ -97,7 +97,7 @@ def test_merging_keeps_what_was_not_run_again() -> None:
 
 @pytest.mark.requirement("20.4", "20.5")
 def test_a_part_reads_back_and_is_replaced_by_one_of_another_tree(tmp_path: Path) -> None:
-    """20.4, 20.5: what lies there of the same tree and machine stays, of another goes; a broken file is written anew."""
+    """20.4, 20.5: what lies there of the same tree and machine stays, of another goes; a broken one is written anew."""
     path = tmp_path / "deep" / "tests.json"
     write_part(path, Part(TREE, {"python": "3.11"}, (PASSED,)))
     assert read_part(path) == Part(TREE, {"python": "3.11"}, (PASSED,))

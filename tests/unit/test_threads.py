@@ -182,12 +182,26 @@ def test_a_pool_computes_with_one_thread_each_and_changes_nothing_else(count: in
 
 
 @pytest.mark.requirement("8.1")
-def test_a_pool_that_cannot_start_its_threads_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8.1: the system's refusal of a thread is raised."""
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_pool_that_cannot_start_its_threads_does_not_hang(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """8.1: the system's refusal of a thread is raised, and every thread keeps its count, also one that starts later."""
+    real, started = threading.Thread.start, list[threading.Thread]()
 
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse(thread: threading.Thread) -> None:
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="can't start new thread"), single_threaded_pool(2):
-        pytest.fail("there is no pool")
+    found = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"), single_threaded_pool(2):
+                pytest.fail("there is no pool")
+        with ThreadPoolExecutor(1) as other:
+            assert (torch.get_num_threads(), other.submit(torch.get_num_threads).result()) == (2, 2)
+        assert not any(thread.is_alive() for thread in started)
+    finally:
+        torch.set_num_threads(found)

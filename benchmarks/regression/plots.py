@@ -22,6 +22,7 @@ def strip_plot(rounds: Rounds, unit: str) -> str:
     if not values:
         return ""
     low, high = _range(values)
+    suffix = "" if unit == "1" else f" {unit}"
     parts = []
     for row, (name, side) in enumerate(sides.items()):
         middle = 16 + 24 * row
@@ -30,12 +31,12 @@ def strip_plot(rounds: Rounds, unit: str) -> str:
         for number, value in enumerate(side, 1):
             # apart by their round, so that equal values do not hide each other
             y = middle + (number % 5 - 2) * 2.5
-            parts.append(_dot(_place(value, low, high), y, COLORS[name], f"round {number}: {value:.6g} {unit}"))
+            parts.append(_dot(_place(value, low, high), y, COLORS[name], f"round {number}: {value:.6g}{suffix}"))
         if side:
             x = _place(median(side), low, high)
             parts.append(f'<line x1="{x:.1f}" y1="{middle - 9}" x2="{x:.1f}" y2="{middle + 9}" stroke="black"/>')
     parts.append(_text(_LEFT, 90, f"{low:.6g}"))
-    parts.append(_text(_WIDTH - _RIGHT, 90, f"{high:.6g} {unit}", "end"))
+    parts.append(_text(_WIDTH - _RIGHT, 90, f"{high:.6g}{suffix}", "end"))
     return _svg(96, parts)
 
 

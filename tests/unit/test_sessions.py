@@ -63,6 +63,6 @@ def test_what_the_sessions_leave_is_judged_behind_them() -> None:
     sessions_run = [line for line in lines if "nox -s" in line]
     judged = sessions_run.index("python -m nox -s spec -- --strict --write")
     assert {"tests", "parity", "gates"} <= set(" ".join(sessions_run[:judged]).split())
-    assert "python -m nox -s mutants" in sessions_run
+    assert any(line.startswith("python -m nox -s mutants") for line in sessions_run)
     # its status of its own would hide what comes after it
     assert "nox -s regression -- --base HEAD~1 --confirm" in sessions_run[-1]

@@ -106,3 +106,15 @@ def test_memory_to_transformers(run: GateRun, series: Taken) -> None:
     """THE VisionEncoder SHALL need at most the limit's share of the memory that transformers needs (8.11)."""
     taken = series(run.model, run.job(batches=0), run.bounds())
     record(run, [each.peak_mb for each in taken.ours], [each.peak_mb for each in taken.transformers])
+
+
+@pytest.mark.metric("latency_to_eager")
+def test_latency_to_eager(run: GateRun) -> None:
+    """WHERE a CUDA device is present, THE VisionEncoder SHALL be no slower by a graph than without one (8.14)."""
+    ours, eager = list[Sample](), list[Sample]()
+    job = run.job(batches=0)
+    steps = [(job, ours), (replace(job, system="arrow_eager"), eager)]
+    for number in range(ROUNDS):
+        for each, taken in reversed(steps) if number % 2 else steps:
+            taken.append(run.take(each, number + 1, ROUNDS, run.bounds()))
+    record(run, [each.latency_p50 for each in ours], [each.latency_p50 for each in eager])

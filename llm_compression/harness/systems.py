@@ -63,6 +63,22 @@ def _load_arrow(model_path: str, dtype: str, device: str) -> Loaded:
     return Loaded(encode_pixels, encode_files)
 
 
+def _load_arrow_eager(model_path: str, dtype: str, device: str) -> Loaded:
+    import torch
+
+    from llm_compression.multimodal.vision_encoder import VisionEncoder
+
+    encoder = VisionEncoder(model_path, device, dtype)
+
+    @torch.inference_mode()
+    def encode_pixels(pixels: Array) -> Array:
+        # the module itself: no graph is recorded for it
+        embeddings: Array = encoder(torch.from_numpy(pixels)).cpu().numpy()
+        return embeddings
+
+    return Loaded(encode_pixels, _no_files)
+
+
 def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     import torch
     from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
@@ -155,8 +171,11 @@ def _no_files(files: Sequence[str]) -> Array:
     raise NotImplementedError(f"{len(files)} files: this system has no preprocessing of its own")
 
 
+_ARROW_IMPORTS: Final = ("numpy", "torch", "pyarrow", "llm_compression.multimodal.vision_encoder")
+
 SYSTEMS: Final[Mapping[str, System]] = {
-    "arrow": System(("numpy", "torch", "pyarrow", "llm_compression.multimodal.vision_encoder"), _load_arrow),
+    "arrow": System(_ARROW_IMPORTS, _load_arrow),
+    "arrow_eager": System(_ARROW_IMPORTS, _load_arrow_eager),
     "onnxruntime": System(("numpy", "onnxruntime"), _load_onnxruntime),
     "openvino": System(("numpy", "openvino"), _load_openvino),
     "transformers": System(("numpy", "torch", "transformers.models.clip.modeling_clip"), _load_transformers),

@@ -12,6 +12,7 @@ from llm_compression.errors import ConfigError
 from llm_compression.inference.attention import attention
 from llm_compression.inference.linear import QUICK_GELU_SCALE, Linear, kept, scaled
 from llm_compression.inference.placement import Slot
+from llm_compression.inference.shares import by_shares
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
@@ -175,6 +176,15 @@ class InferenceCore(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.hidden_size or x.shape[1] < 1:
             raise ValueError(f"x: shape {tuple(x.shape)}, expected (n, tokens, {self.hidden_size})")
         mask = self._mask(x, key_padding_mask)
+        if on_layer is not None:
+            return self._run(x, mask, first_token_only, on_layer)
+        return by_shares(
+            lambda part: self._run(x[part], mask if mask is None else mask[part], first_token_only, None), x
+        )
+
+    def _run(
+        self, x: Tensor, mask: Tensor | None, first_token_only: bool, on_layer: Callable[[int, Tensor], None] | None
+    ) -> Tensor:
         for index, layer in enumerate(self.layers):
             last = index + 1 == len(self.layers)
             x = layer(x, mask, self.causal and mask is None, first_token_only and last)

@@ -18,6 +18,7 @@ from llm_compression.errors import ConfigError
 
 NUM_THREADS_VARIABLE: Final = "LLM_COMPRESSION_NUM_THREADS"
 _counting = threading.RLock()
+_workers: ThreadPoolExecutor | None = None
 
 
 @cache
@@ -54,6 +55,29 @@ def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     other at the end of each. A thread that uses PyTorch for the first time in the instant in which the pool starts may
     keep a count of one.
     """
+    with _start_single_threaded(threads) as pool:
+        yield pool
+
+
+def workers() -> ThreadPoolExecutor:
+    """The pool of this process that computes: such a thread for each processor that it may use, started once."""
+    global _workers  # one for the process
+    with _counting:
+        if _workers is None:
+            _workers = _start_single_threaded(available_cpus())
+        return _workers
+
+
+def _forget_workers() -> None:
+    global _workers, _counting  # a fork has neither the threads nor who may hold the lock
+    _workers, _counting = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_workers)
+
+
+def _start_single_threaded(threads: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(threads + 1)
 
     def start() -> None:
@@ -65,21 +89,21 @@ def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
             ready.abort()  # or the others would wait for this one for ever
             raise
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="single", initializer=start) as pool:
-        # a count that is set holds for the thread and for those that start later: put it right for the latter
-        with _counting:
-            own = torch.get_num_threads()
-            try:
-                for _ in range(threads):
-                    pool.submit(int)  # each starts a thread, as none is idle before all are ready
-                ready.wait()
-            except BaseException:
-                ready.abort()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            finally:
-                torch.set_num_threads(own)
-        yield pool
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="single", initializer=start)
+    # a count that is set holds for the thread and for those that start later: put it right for the latter
+    with _counting:
+        own = torch.get_num_threads()
+        try:
+            for _ in range(threads):
+                pool.submit(int)  # each starts a thread, as none is idle before all are ready
+            ready.wait()
+        except BaseException:
+            ready.abort()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(own)
+    return pool
 
 
 def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
 from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
+from llm_compression.inference.cuda_graph import GraphedForward
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, norm_slot
 from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_device, resolve_dtype
 from llm_compression.inference.memory import REUSABLE_BYTES
@@ -118,6 +119,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
             )
         place(self.weight_loader, self._slots())
         self.eval()
+        self._graphed = GraphedForward(self) if self.device.type == "cuda" else None
 
     @property
     def dimension(self) -> int:
@@ -173,7 +175,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         with torch.inference_mode():
             done = 0
             for part in pixels.chunk(max(1, math.ceil(len(pixels) / self._images_per_pass))):
-                embeddings = self(part)
+                embeddings = self._embed(part)
                 lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
                 if not bool((lengths.isfinite() & (lengths > 0)).all()):
                     raise ImageError(
@@ -206,7 +208,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         sources = list_images(images)
         out = torch.empty(len(sources), self.dimension)
         done, steps = 0, math.ceil(len(sources) / batch_size)
-        batches = self.processor.batches(sources, batch_size)
+        batches = self.processor.batches(sources, batch_size, pin_memory=self.device.type == "cuda")
         for pixels in progress(batches, total=steps, label="encoding", enabled=show_progress):
             out[done : done + len(pixels)] = self.encode_pixels(pixels, normalize)
             done += len(pixels)
@@ -228,6 +230,13 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         embeddings = self.encode(array, normalize, batch_size)
         values = pa.Array.from_buffers(pa.float32(), embeddings.numel(), [None, pa.py_buffer(embeddings.numpy())])
         return pa.FixedSizeListArray.from_arrays(values, self.dimension)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """`forward`, from a CUDA graph where one pays."""
+        if self._graphed is None:
+            return self(pixels)  # type: ignore[no-any-return]  # nn.Module's call has no types
+        # the caller waits for the embeddings, so pinned pixels are not written again before they are copied
+        return self._graphed(pixels.to(self.device, non_blocking=True))
 
     @property
     def _images_per_pass(self) -> int:

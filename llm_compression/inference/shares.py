@@ -1,0 +1,58 @@
+"""A batch as equal shares, each computed by a thread of its own: no operation is split, so no thread waits for another.
+
+``benchmarks/peers/shares.py`` times both forms on the machine it runs on, and says where the choice is the slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import wait
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llm_compression.inference.threads import workers
+
+# Rows of a share. Each thread reads all weights, which for fewer rows takes longer than the waiting; with more the
+# waiting is little, and what several passes allocate at once is not reused.
+MIN_ROWS: Final = 250
+MAX_ROWS: Final = 850
+
+
+def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
+    """``run(slice(None))``, from as many shares as PyTorch has threads where that is the faster on a CPU.
+
+    What does not divide evenly goes through afterwards, with all threads: a thread with an item more than the others
+    has them wait. Nothing is shared while gradients are recorded.
+
+    Args:
+        run: Takes a slice of the batch to its rows; called from several threads at once.
+        x: (n, rows, ...), what the batch is.
+
+    Returns:
+        What ``run`` returns for the whole batch.
+    """
+    share = items_of_share(x, torch.get_num_threads())
+    if share == 0:
+        return run(slice(None))
+
+    def alone(part: slice) -> Tensor:
+        with torch.inference_mode():  # a mode of the calling thread only
+            return run(part)
+
+    shared = share * torch.get_num_threads()
+    tasks = [workers().submit(alone, slice(start, start + share)) for start in range(0, shared, share)]
+    wait(tasks)
+    parts = [task.result() for task in tasks]
+    if shared < len(x):
+        parts.append(run(slice(shared, None)))
+    return torch.cat(parts)
+
+
+def items_of_share(x: Tensor, threads: int) -> int:
+    """Items of (n, rows, ...) that each thread takes; 0 where the batch is better left whole."""
+    if threads < 2 or x.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        return 0
+    share = len(x) // threads
+    return share if MIN_ROWS <= share * x.shape[1] <= MAX_ROWS else 0

@@ -1,0 +1,154 @@
+"""A batch as equal shares: who takes what, in which mode, and that the rows are those of the whole batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm_compression.inference.inference_core import InferenceCore
+from llm_compression.inference.shares import MAX_ROWS, MIN_ROWS, by_shares, items_of_share
+from llm_compression.inference.threads import workers
+from tests.conftest import AssertWithin
+from tests.unit.test_inference_core import SIZES, loaded, tokens
+
+pytestmark = pytest.mark.requirement("2.10")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """PyTorch with two threads, whatever the machine has."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "expected"),
+    [
+        ((10, MIN_ROWS // 5), 2, 5),
+        ((11, MIN_ROWS // 5), 2, 5),
+        ((9, MIN_ROWS // 5), 2, 0),
+        ((2, MAX_ROWS), 2, 1),
+        ((2, MAX_ROWS + 1), 2, 0),
+        ((1, MIN_ROWS), 2, 0),
+        ((0, MIN_ROWS), 2, 0),
+        ((8, MIN_ROWS), 8, 1),
+        ((8, MIN_ROWS), 1, 0),
+    ],
+)
+def test_the_size_of_a_share(shape: tuple[int, int], threads: int, expected: int) -> None:
+    """2.10: as many items for each thread, within the bounds; else the batch is left whole."""
+    with torch.inference_mode():
+        assert items_of_share(torch.empty(*shape, 4), threads) == expected
+        assert items_of_share(torch.empty(*shape, 4, device="meta"), threads) == 0
+    # a graph for gradients is made by one thread
+    assert items_of_share(torch.empty(*shape, 4), threads) == 0
+
+
+@torch.inference_mode()
+def test_each_share_has_a_thread_and_the_rest_has_all() -> None:
+    """2.10: shares run on the workers, one PyTorch thread each and without gradients; the odd item comes after them."""
+    x, log = torch.arange(11.0).reshape(11, 1).expand(11, MIN_ROWS), list[tuple[Any, ...]]()
+
+    def run(part: slice) -> Tensor:
+        alone = threading.current_thread() is not threading.main_thread()
+        log.append((part.start, alone, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return x[part, :1] * 10
+
+    x = x[:, : MIN_ROWS // 5]
+    assert torch.equal(by_shares(run, x), x[:, :1] * 10)
+    assert sorted(log[:2]) == [(0, True, 1, True), (5, True, 1, True)]
+    assert log[2:] == [(10, False, 2, True)]
+    log.clear()
+    torch.set_num_threads(1)
+    assert torch.equal(by_shares(run, x), x[:, :1] * 10)
+    assert log == [(None, False, 1, True)]
+
+
+@torch.inference_mode()
+def test_the_error_of_a_share_is_raised_when_all_are_done() -> None:
+    """2.10: no share goes on behind the caller's back, and nothing shorter is returned."""
+    done = list[int]()
+
+    def run(part: slice) -> Tensor:
+        if part.start == 0:
+            raise ArithmeticError("no such number")
+        done.append(part.start)
+        return torch.empty(1)
+
+    with pytest.raises(ArithmeticError, match="no such number"):
+        by_shares(run, torch.empty(2, MIN_ROWS))
+    assert done == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "post", "activation": "gelu"}, {"causal": True}])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("first_token_only", [True, False])
+@torch.inference_mode()
+def test_shares_have_the_rows_of_the_whole(
+    options: dict[str, Any], masked: bool, first_token_only: bool, assert_within: AssertWithin
+) -> None:
+    """2.10: WHEN a batch is computed as shares, each on a thread of its own, THE InferenceCore SHALL return the rows
+    that it returns for the batch as a whole, in float32 with a relative error within the limit of gate
+    `precision-float32-b16`."""
+    core, x = loaded(**options), tokens(5, MIN_ROWS // 2)
+    assert items_of_share(x, 2) == 2
+    padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+    for item in range(5):
+        padding[item, 20 + item :] = True
+    mask = padding if masked else None
+    shared = core(x, mask, first_token_only)
+    whole = core._run(x, core._mask(x, mask), first_token_only, None)
+    assert shared.shape == whole.shape
+    assert_within("precision-float32-b16", shared.flatten(1), whole.flatten(1))
+    assert torch.equal(core(x, mask, first_token_only), shared)
+
+
+def test_gradients_are_left_alone() -> None:
+    """2.10: outside of inference mode, as in training, the batch is one graph."""
+    core = InferenceCore(**SIZES)  # as a training makes it, with weights that take gradients
+    x = tokens(4, MIN_ROWS).requires_grad_()
+    core(x).sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad != 0).any(dim=2).all())
+
+
+def test_a_fork_starts_workers_of_its_own() -> None:
+    """2.10: a child process has none of its parent's threads and must not wait for them."""
+    code = (
+        "import os, torch\n"
+        "from llm_compression.inference.shares import by_shares\n"
+        "torch.set_num_threads(2)\n"
+        "def answer():\n"
+        "    with torch.inference_mode():\n"
+        "        return by_shares(lambda part: torch.ones(2)[part], torch.empty(2, 400)).tolist()\n"
+        "assert answer() == [1, 1]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if answer() == [1, 1] else 1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    if not hasattr(os, "fork"):
+        pytest.fail("written for systems that fork")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.split() == ["0"]
+
+
+def test_there_is_one_pool() -> None:
+    """2.10: threads that ask at once get the same workers."""
+    found = list[object]()
+    askers = [threading.Thread(target=lambda: found.append(workers())) for _ in range(8)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert set(found) == {workers()}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llm_compression.inference import shares
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore
+from llm_compression.inference.threads import limit_threads
 
 WIDTH, LAYERS = 768, 3
 # token count -> batches
@@ -31,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="calls of each form (default: %(default)s)")
     rounds = parser.parse_args().rounds
+    limit_threads()
     threads, core = torch.get_num_threads(), seeded_core()
     print(f"{threads} threads, PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     print("tokens batch rows a share  whole ms shares ms shares/whole  chosen")

@@ -69,12 +69,10 @@ def _load_arrow_eager(model_path: str, dtype: str, device: str) -> Loaded:
     from llm_compression.multimodal.vision_encoder import VisionEncoder
 
     encoder = VisionEncoder(model_path, device, dtype)
+    encoder._graphed = None  # the same calls, launched kernel by kernel
 
-    @torch.inference_mode()
     def encode_pixels(pixels: Array) -> Array:
-        # the module itself: no graph is recorded for it
-        embeddings: Array = encoder(torch.from_numpy(pixels)).cpu().numpy()
-        return embeddings
+        return encoder.encode_pixels(torch.from_numpy(pixels), normalize=False).numpy()
 
     return Loaded(encode_pixels, _no_files)
 

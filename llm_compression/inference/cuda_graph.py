@@ -6,6 +6,7 @@ them at once (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,13 +22,22 @@ MAX_IMAGES: Final = 64
 MAX_GRAPHS: Final = 8
 _WARM_UPS: Final = 3
 _TRIALS: Final = 5
+# noise decides between times that are closer
+_MARGIN: Final = 0.98
+
+_log = logging.getLogger(__name__)
+# one trial at a time in the process: a recording on a device forbids others to wait for it
+_trial = threading.Lock()
+_refused = threading.Event()
 
 
 class GraphedForward:
     """``forward(x)``, replayed from a graph where that was seen to give the same bits in less time.
 
-    A batch size is tried at its second call, since one that comes once is not worth it; for good, in either way. Safe
-    from several threads: a graph has one input and one output, so calls take turns.
+    A batch size is tried at its second call, since one that comes once is not worth it; for good, in either way. Once a
+    recording failed no other is begun in this process: PyTorch may not recover from it. Safe from several threads: a
+    graph has one input and one output, so calls take turns. No other thread may call `torch.cuda.synchronize` while a
+    batch size is tried. Hooks of modules do not run in a replay.
 
     Args:
         forward: A pass on the device of its input, the same operations whatever the values.
@@ -63,16 +73,21 @@ class GraphedForward:
         return sorted(images for images, chosen in self._chosen.items() if chosen is not self._forward)
 
     def _choose(self, x: Tensor) -> Forward:
-        if not 0 < len(x) <= MAX_IMAGES or len(self.batch_sizes) == MAX_GRAPHS:
+        if not 0 < len(x) <= MAX_IMAGES or len(self.batch_sizes) == MAX_GRAPHS or _refused.is_set():
             return self._forward
-        expected = self._forward(x)
-        try:
-            replay = self._record(self._forward, x)
-            exact = torch.equal(replay(x), expected)
-        # an operation that cannot be recorded, or no memory for a graph
-        except RuntimeError:
-            return self._forward
-        return replay if exact and self._seconds(replay, x) < self._seconds(self._forward, x) else self._forward
+        # other values too: a graph that holds a part of its first input would repeat it
+        cases = [(values, self._forward(values)) for values in (x, x.flip(-1))]
+        with _trial:
+            try:
+                replay = self._record(self._forward, x)
+                exact = all(torch.equal(replay(values), expected) for values, expected in cases)
+                pays = exact and self._seconds(replay, x) < _MARGIN * self._seconds(self._forward, x)
+            # an operation that cannot be recorded, or no memory for a graph
+            except RuntimeError as error:
+                _refused.set()
+                _log.warning("no CUDA graphs in this process: %s", error)
+                return self._forward
+        return replay if pays else self._forward
 
 
 def record_graph(forward: Forward, x: Tensor) -> Forward:
@@ -82,17 +97,21 @@ def record_graph(forward: Forward, x: Tensor) -> Forward:
         RuntimeError: The pass cannot be recorded.
     """
     with torch.cuda.device(x.device):
-        given, stream = x.clone(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        given, stream, before = x.clone(), torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(before)
         # libraries set themselves up at the first calls on a stream, which cannot be recorded
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 forward(given)
-        torch.cuda.current_stream().wait_stream(stream)
+        before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads may use the device meanwhile
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            found = forward(given)
+        try:
+            # other threads may use the device meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                found = forward(given)
+        finally:
+            # a recording that fails leaves its own
+            torch.cuda.set_stream(before)
 
     def replay(x: Tensor) -> Tensor:
         with torch.cuda.device(given.device):
@@ -108,11 +127,11 @@ def record_graph(forward: Forward, x: Tensor) -> Forward:
 
 def seconds_on_device(forward: Forward, x: Tensor) -> float:
     """Median time of a call, until the device is done."""
-    times = []
+    times, stream = [], torch.cuda.current_stream(x.device)
     for _ in range(_TRIALS):
-        torch.cuda.synchronize(x.device)
+        stream.synchronize()
         start = time.perf_counter()
         forward(x)
-        torch.cuda.synchronize(x.device)
+        stream.synchronize()
         times.append(time.perf_counter() - start)
     return sorted(times)[_TRIALS // 2]

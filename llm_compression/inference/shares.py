@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from llm_compression.inference.threads import workers
+from llm_compression.inference.threads import available_cpus, workers
 
-# Rows of a share. Each thread reads all weights, which for fewer rows takes longer than the waiting; with more the
-# waiting is little, and what several passes allocate at once is not reused.
+# Rows of a share. Each thread reads all weights, which for fewer rows takes longer than the waiting; with more rows a
+# product that is split is as fast.
 MIN_ROWS: Final = 250
 MAX_ROWS: Final = 850
 
@@ -24,7 +24,7 @@ def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
     """``run(slice(None))``, from as many shares as PyTorch has threads where that is the faster on a CPU.
 
     What does not divide evenly goes through afterwards, with all threads: a thread with an item more than the others
-    has them wait. Nothing is shared while gradients are recorded.
+    has them wait. Only in inference mode, so that a training is one graph; a hook of a module then sees a share.
 
     Args:
         run: Takes a slice of the batch to its rows; called from several threads at once.
@@ -33,7 +33,8 @@ def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
     Returns:
         What ``run`` returns for the whole batch.
     """
-    share = items_of_share(x, torch.get_num_threads())
+    threads = min(torch.get_num_threads(), available_cpus())
+    share = items_of_share(x, threads)
     if share == 0:
         return run(slice(None))
 
@@ -41,8 +42,14 @@ def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
         with torch.inference_mode():  # a mode of the calling thread only
             return run(part)
 
-    shared = share * torch.get_num_threads()
-    tasks = [workers().submit(alone, slice(start, start + share)) for start in range(0, shared, share)]
+    shared = share * threads
+    tasks = list[Future[Tensor]]()
+    try:
+        tasks += (workers().submit(alone, slice(start, start + share)) for start in range(0, shared, share))
+    except RuntimeError:
+        # no thread can be started, or the interpreter is about to end
+        wait(tasks)
+        return run(slice(None))
     wait(tasks)
     parts = [task.result() for task in tasks]
     if shared < len(x):

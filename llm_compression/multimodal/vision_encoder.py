@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, overload
@@ -119,7 +120,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
             )
         place(self.weight_loader, self._slots())
         self.eval()
-        self._graphed = GraphedForward(self) if self.device.type == "cuda" else None
+        self._graphed = GraphedForward(weakref.proxy(self)) if self.device.type == "cuda" else None
 
     @property
     def dimension(self) -> int:

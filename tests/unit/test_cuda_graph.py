@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +12,18 @@ import torch
 from torch import Tensor
 
 from llm_compression import VisionEncoder
+from llm_compression.inference import cuda_graph
 from llm_compression.inference.cuda_graph import MAX_GRAPHS, MAX_IMAGES, Forward, GraphedForward
 
 pytestmark = pytest.mark.requirement("8.13")
+
+
+@pytest.fixture(autouse=True)
+def nothing_refused() -> Iterator[None]:
+    """A refusal is for the process; here, for the test."""
+    cuda_graph._refused.clear()
+    yield
+    cuda_graph._refused.clear()
 
 
 def double(x: Tensor) -> Tensor:
@@ -53,14 +62,14 @@ def test_a_batch_size_is_recorded_at_its_second_call_and_replayed() -> None:
         x = torch.randn(images, 4)
         assert torch.equal(graphed(x), 2 * x)
     assert recorder.recorded == [1]
-    # the comparison, then every call from the second on
-    assert recorder.replayed == [1] * 4
+    # the two comparisons, then every call from the second on
+    assert recorder.replayed == [1] * 5
     assert graphed.batch_sizes == [1]
 
 
 @pytest.mark.parametrize(
     ("change", "of_the_pass"),
-    [(lambda out: out, 1.0), (lambda out: out, 0.9), (lambda out: out * (1 + 2e-7), 2.0), (lambda out: out[:1], 2.0)],
+    [(lambda out: out, 1.01), (lambda out: out, 0.9), (lambda out: out * (1 + 2e-7), 2.0), (lambda out: out[:1], 2.0)],
     ids=["as fast", "slower", "another bit", "another shape"],
 )
 def test_a_graph_that_is_not_the_same_and_faster_is_dropped(
@@ -71,10 +80,23 @@ def test_a_graph_that_is_not_the_same_and_faster_is_dropped(
     graphed = GraphedForward(double, recorder, seconds(of_the_pass))
     x = torch.rand(5, 3) + 1
     assert all(torch.equal(graphed(x), 2 * x) for _ in range(4))
-    assert (recorder.recorded, recorder.replayed, graphed.batch_sizes) == ([5], [5], [])
+    assert (recorder.recorded, graphed.batch_sizes) == ([5], [])
 
 
-def test_a_pass_that_cannot_be_recorded_runs_as_it_is() -> None:
+def test_a_graph_that_holds_its_first_input_is_dropped() -> None:
+    """8.13: the replay is compared on other values than those that were recorded."""
+
+    def holds(forward: Forward, x: Tensor) -> Forward:
+        out = forward(x)
+        return lambda _x: out
+
+    graphed = GraphedForward(double, holds, seconds(2.0))
+    x = torch.rand(2, 3)
+    assert all(torch.equal(graphed(x), 2 * x) for _ in range(3))
+    assert graphed.batch_sizes == []
+
+
+def test_a_pass_that_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     """8.13: a RuntimeError is CUDA's answer; any other error is a mistake and is seen."""
 
     def refuses(_forward: Forward, _x: Tensor) -> Forward:
@@ -87,6 +109,15 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is() -> None:
     graphed = GraphedForward(double, refuses, seconds(2.0))
     assert all(torch.equal(graphed(x), 2 * x) for _ in range(3))
     assert graphed.batch_sizes == []
+    # for the process
+    recorder = Recorder()
+    other = GraphedForward(double, recorder, seconds(2.0))
+    assert all(torch.equal(other(x), 2 * x) for _ in range(3))
+    assert recorder.recorded == []
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graphs in this process: operation not permitted when stream is capturing"
+    ]
+    cuda_graph._refused.clear()
     graphed = GraphedForward(double, is_wrong, seconds(2.0))
     graphed(x)
     with pytest.raises(TypeError, match="no such argument"):
@@ -112,9 +143,9 @@ def test_threads_take_turns() -> None:
     def replay(x: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        if calls > 1:  # the first is the comparison
+        if calls > 2:  # the first two are the comparison
             inside.release()
-            seen.wait()
+            seen.wait(30)
         return double(x)
 
     graphed = GraphedForward(double, lambda _forward, _x: replay, seconds(2.0))
@@ -122,7 +153,7 @@ def test_threads_take_turns() -> None:
     graphed(x)
     with ThreadPoolExecutor(2) as pool:
         tasks = [pool.submit(graphed, x) for _ in range(2)]
-        inside.acquire()
+        assert inside.acquire(timeout=30)
         try:
             assert not inside.acquire(timeout=0.1), "two calls were in the graph at once"
         finally:

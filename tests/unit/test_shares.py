@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm_compression.inference import shares, threads
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.shares import MAX_ROWS, MIN_ROWS, by_shares, items_of_share
 from llm_compression.inference.threads import workers
@@ -23,16 +24,21 @@ pytestmark = pytest.mark.requirement("2.10")
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """PyTorch with two threads, whatever the machine has."""
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch with two threads, and two workers that were not started yet, whatever the machine has."""
+    for module in (threads, shares):
+        monkeypatch.setattr(module, "available_cpus", lambda: 2)
+    monkeypatch.setattr(threads, "_workers", None)
     found = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(found)
+    if threads._workers is not None:
+        threads._workers.shutdown()
 
 
 @pytest.mark.parametrize(
-    ("shape", "threads", "expected"),
+    ("shape", "count", "expected"),
     [
         ((10, MIN_ROWS // 5), 2, 5),
         ((11, MIN_ROWS // 5), 2, 5),
@@ -45,13 +51,13 @@ def two_threads() -> Iterator[None]:
         ((8, MIN_ROWS), 1, 0),
     ],
 )
-def test_the_size_of_a_share(shape: tuple[int, int], threads: int, expected: int) -> None:
+def test_the_size_of_a_share(shape: tuple[int, int], count: int, expected: int) -> None:
     """2.10: as many items for each thread, within the bounds; else the batch is left whole."""
     with torch.inference_mode():
-        assert items_of_share(torch.empty(*shape, 4), threads) == expected
-        assert items_of_share(torch.empty(*shape, 4, device="meta"), threads) == 0
+        assert items_of_share(torch.empty(*shape, 4), count) == expected
+        assert items_of_share(torch.empty(*shape, 4, device="meta"), count) == 0
     # a graph for gradients is made by one thread
-    assert items_of_share(torch.empty(*shape, 4), threads) == 0
+    assert items_of_share(torch.empty(*shape, 4), count) == 0
 
 
 @torch.inference_mode()
@@ -59,7 +65,11 @@ def test_each_share_has_a_thread_and_the_rest_has_all() -> None:
     """2.10: shares run on the workers, one PyTorch thread each and without gradients; the odd item comes after them."""
     x, log = torch.arange(11.0).reshape(11, 1).expand(11, MIN_ROWS), list[tuple[Any, ...]]()
 
+    meet = threading.Barrier(2, timeout=30)
+
     def run(part: slice) -> Tensor:
+        if part.start in (0, 5):
+            meet.wait()  # both shares are under way at once
         alone = threading.current_thread() is not threading.main_thread()
         log.append((part.start, alone, torch.get_num_threads(), torch.is_inference_mode_enabled()))
         return x[part, :1] * 10
@@ -77,11 +87,14 @@ def test_each_share_has_a_thread_and_the_rest_has_all() -> None:
 @torch.inference_mode()
 def test_the_error_of_a_share_is_raised_when_all_are_done() -> None:
     """2.10: no share goes on behind the caller's back, and nothing shorter is returned."""
-    done = list[int]()
+    done, failed, late = list[int](), threading.Event(), threading.Event()
 
     def run(part: slice) -> Tensor:
         if part.start == 0:
+            failed.set()
             raise ArithmeticError("no such number")
+        failed.wait(30)
+        late.wait(0.1)  # nobody sets it: the other share is still at work when this one has failed
         done.append(part.start)
         return torch.empty(1)
 
@@ -105,12 +118,28 @@ def test_shares_have_the_rows_of_the_whole(
     padding = torch.zeros(x.shape[:2], dtype=torch.bool)
     for item in range(5):
         padding[item, 20 + item :] = True
-    mask = padding if masked else None
+    mask, seen = padding if masked else None, list[int]()
+    core.layers[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(len(inputs[0])))
     shared = core(x, mask, first_token_only)
+    assert seen == [2, 2, 1]
     whole = core._run(x, core._mask(x, mask), first_token_only, None)
     assert shared.shape == whole.shape
     assert_within("precision-float32-b16", shared.flatten(1), whole.flatten(1))
     assert torch.equal(core(x, mask, first_token_only), shared)
+
+
+@torch.inference_mode()
+def test_without_threads_the_batch_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.10: where no thread can be started, as at the end of the interpreter, the caller computes the batch."""
+    x = torch.rand(5, MIN_ROWS)
+    workers().shutdown()
+    assert torch.equal(by_shares(lambda part: x[part], x), x)
+
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(shares, "workers", refuse)
+    assert torch.equal(by_shares(lambda part: x[part], x), x)
 
 
 def test_gradients_are_left_alone() -> None:
@@ -123,7 +152,7 @@ def test_gradients_are_left_alone() -> None:
 
 
 def test_a_fork_starts_workers_of_its_own() -> None:
-    """2.10: a child process has none of its parent's threads and must not wait for them."""
+    """2.10: a child process has none of its parent's workers and must not wait for them."""
     code = (
         "import os, torch\n"
         "from llm_compression.inference.shares import by_shares\n"
@@ -145,8 +174,13 @@ def test_a_fork_starts_workers_of_its_own() -> None:
 
 def test_there_is_one_pool() -> None:
     """2.10: threads that ask at once get the same workers."""
-    found = list[object]()
-    askers = [threading.Thread(target=lambda: found.append(workers())) for _ in range(8)]
+    found, meet = list[object](), threading.Barrier(8, timeout=30)
+
+    def ask() -> None:
+        meet.wait()
+        found.append(workers())
+
+    askers = [threading.Thread(target=ask) for _ in range(8)]
     for asker in askers:
         asker.start()
     for asker in askers:

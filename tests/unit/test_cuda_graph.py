@@ -1,4 +1,4 @@
-"""Which passes are replayed. The recorder of these tests runs the pass again: without CUDA there are no graphs."""
+"""Which passes are replayed. A stand-in for the recorder runs the pass again: without CUDA there are no graphs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ class System:
     load: Callable[[str, str, str], Loaded]
 
 
-def _load_arrow(model_path: str, dtype: str, device: str) -> Loaded:
+def _load_arrow(model_path: str, dtype: str, device: str, *, graphs: bool = True) -> Loaded:
     import torch
 
     from llm_compression.multimodal.vision_encoder import VisionEncoder
 
     encoder = VisionEncoder(model_path, device, dtype)
+    if not graphs:
+        encoder._graphed = None  # the same calls, launched kernel by kernel
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
 
@@ -61,20 +63,6 @@ def _load_arrow(model_path: str, dtype: str, device: str) -> Loaded:
         return encoder.encode(list(files), normalize=False, batch_size=BATCH_SIZE).numpy()
 
     return Loaded(encode_pixels, encode_files)
-
-
-def _load_arrow_eager(model_path: str, dtype: str, device: str) -> Loaded:
-    import torch
-
-    from llm_compression.multimodal.vision_encoder import VisionEncoder
-
-    encoder = VisionEncoder(model_path, device, dtype)
-    encoder._graphed = None  # the same calls, launched kernel by kernel
-
-    def encode_pixels(pixels: Array) -> Array:
-        return encoder.encode_pixels(torch.from_numpy(pixels), normalize=False).numpy()
-
-    return Loaded(encode_pixels, _no_files)
 
 
 def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
@@ -173,7 +161,7 @@ _ARROW_IMPORTS: Final = ("numpy", "torch", "pyarrow", "llm_compression.multimoda
 
 SYSTEMS: Final[Mapping[str, System]] = {
     "arrow": System(_ARROW_IMPORTS, _load_arrow),
-    "arrow_eager": System(_ARROW_IMPORTS, _load_arrow_eager),
+    "arrow_eager": System(_ARROW_IMPORTS, partial(_load_arrow, graphs=False)),
     "onnxruntime": System(("numpy", "onnxruntime"), _load_onnxruntime),
     "openvino": System(("numpy", "openvino"), _load_openvino),
     "transformers": System(("numpy", "torch", "transformers.models.clip.modeling_clip"), _load_transformers),

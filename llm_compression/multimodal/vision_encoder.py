@@ -235,7 +235,8 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
     def _embed(self, pixels: Tensor) -> Tensor:
         """`forward`, from a CUDA graph where one pays."""
         if self._graphed is None:
-            return self(pixels)  # type: ignore[no-any-return]  # nn.Module's call has no types
+            embeddings: Tensor = self(pixels)
+            return embeddings
         # the caller waits for the embeddings, so pinned pixels are not written again before they are copied
         return self._graphed(pixels.to(self.device, non_blocking=True))
 

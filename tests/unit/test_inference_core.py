@@ -13,34 +13,7 @@ from torch import nn
 from llm_compression.errors import ConfigError
 from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, TransformerLayer
 from llm_compression.inference.linear import Linear
-from tests.cores import fill_core
-
-SIZES: dict[str, Any] = {"hidden_size": 12, "num_layers": 3, "num_heads": 3, "intermediate_size": 20}
-CPU = torch.device("cpu")
-
-
-def tokens(n: int = 2, count: int = 5, width: int = 12) -> torch.Tensor:
-    return torch.randn(n, count, width, generator=torch.Generator().manual_seed(count))
-
-
-def block_tensors(seed: int, width: int = 12, mlp: int = 20) -> dict[str, torch.Tensor]:
-    """One block, under the names of CLIP's family."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = dict.fromkeys(
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"), (width, width)
-    )
-    shapes |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-    tensors = {f"{name}.weight": torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
-    tensors |= {f"{name}.bias": torch.randn(shape[0], generator=generator) for name, shape in shapes.items()}
-    for name in ("layer_norm1", "layer_norm2"):
-        tensors |= {f"{name}.{part}": torch.randn(width, generator=generator) for part in ("weight", "bias")}
-    return tensors
-
-
-def loaded(dtype: torch.dtype = torch.float32, **options: Any) -> InferenceCore:
-    core = InferenceCore(**SIZES, **options)
-    fill_core(core, [block_tensors(index) for index in range(3)], dtype)
-    return core
+from tests.cores import SIZES, block_tensors, fill_core, loaded, tokens
 
 
 @pytest.mark.requirement("2.1")

@@ -18,7 +18,7 @@ from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.shares import MAX_ROWS, MIN_ROWS, by_shares, items_of_share
 from llm_compression.inference.threads import workers
 from tests.conftest import AssertWithin
-from tests.unit.test_inference_core import SIZES, loaded, tokens
+from tests.cores import SIZES, loaded, tokens
 
 pytestmark = pytest.mark.requirement("2.10")
 
@@ -63,8 +63,7 @@ def test_the_size_of_a_share(shape: tuple[int, int], count: int, expected: int) 
 @torch.inference_mode()
 def test_each_share_has_a_thread_and_the_rest_has_all() -> None:
     """2.10: shares run on the workers, one PyTorch thread each and without gradients; the odd item comes after them."""
-    x, log = torch.arange(11.0).reshape(11, 1).expand(11, MIN_ROWS), list[tuple[Any, ...]]()
-
+    x, log = torch.arange(11.0).reshape(11, 1).expand(11, MIN_ROWS // 5), list[tuple[Any, ...]]()
     meet = threading.Barrier(2, timeout=30)
 
     def run(part: slice) -> Tensor:
@@ -74,7 +73,6 @@ def test_each_share_has_a_thread_and_the_rest_has_all() -> None:
         log.append((part.start, alone, torch.get_num_threads(), torch.is_inference_mode_enabled()))
         return x[part, :1] * 10
 
-    x = x[:, : MIN_ROWS // 5]
     assert torch.equal(by_shares(run, x), x[:, :1] * 10)
     assert sorted(log[:2]) == [(0, True, 1, True), (5, True, 1, True)]
     assert log[2:] == [(10, False, 2, True)]

@@ -102,7 +102,12 @@ def measure(session: nox.Session, measured: tuple[str, ...], judged: tuple[str, 
     RESULTS.unlink(missing_ok=True)
     gates = ("benchmarks/gates", "--gate-results", str(RESULTS), "--benchmark-columns=min,median,max,rounds")
     run_python(session, "-m", "pytest", *gates, *measured, *session.posargs, success_codes=range(256))
-    run_python(session, "-m", "llm_compression.harness.report", str(RESULTS), *judged)
+    # the status is taken from the report: nox has one status for every failed session
+    run_python(session, "-m", "llm_compression.harness.report", str(RESULTS), *judged, success_codes=(0, 1, 4))
+    report = ROOT / "reports" / ("gates-cuda.json" if "cuda" in judged else "gates.json")
+    verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"] if report.is_file() else "FAIL"
+    if verdict != "PASS":
+        raise SystemExit(4 if verdict == "INVALID" else 1)
 
 
 @nox.session(default=False)

@@ -1,44 +1,60 @@
 """What every gate's test uses: the rows of the table, seeded models, samples from fresh processes, and the record.
 
-A test marked ``metric("load")`` runs once for each gate of that metric. Each round of pytest-benchmark is a sample from
-a process of its own. Where the metric is a time, pytest-benchmark's clock advances by what that process measured, so
-that its statistics are those of the metric and not of starting Python.
+A test marked ``metric("load")`` runs once for each gate of that metric. What it kept becomes the rounds of
+pytest-benchmark: its clock advances by each value that was measured in a process of its own, so that its table, its
+JSON and its comparisons are those of the metric and not of starting Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, Protocol
 
 import pytest
 import torch
 
-from llm_compression.harness.gates import CUDA_SESSION, NO_CUDA, Result, write_results
+from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.gates import (
+    CUDA_SESSION,
+    INVALID,
+    SESSIONS,
+    SLOW,
+    Result,
+    sessions_lacked,
+    write_results,
+)
+from llm_compression.harness.limit import model_gflop
 from llm_compression.harness.measure import CALLS, Bounds, Job, Sample, measure
 from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
 from llm_compression.harness.plugin import outcome_of, reason_of
-from llm_compression.harness.spec import Gate, read_specs
+from llm_compression.harness.series import DisturbedError, Series, Undisturbed
+from llm_compression.harness.spec import Gate, Reference, Spec, read_specs
+from llm_compression.harness.waits import Waits
+from llm_compression.inference.linear import auto_dtype
 
-SESSIONS: Final = ("cpu", CUDA_SESSION)
 # each with the name of its spec
 GATES: Final = pytest.StashKey[tuple[tuple[str, Gate], ...]]()
 RESULTS: Final = pytest.StashKey[dict[str, Result]]()
+SPECS: Final = pytest.StashKey[tuple[Spec, ...]]()
+LACKED: Final = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the gates."""
     group = parser.getgroup("gates")
     group.addoption("--gate-results", type=Path, metavar="PATH", help="write what the gates' tests left, as JSON")
-    group.addoption("--gate-session", choices=SESSIONS, help="only gates of this session (default: all)")
+    group.addoption("--gate-session", choices=tuple(SESSIONS), help="only gates of this session (default: all)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the table of every spec in the checkout."""
     config.addinivalue_line("markers", "metric(name): the test measures the gates of this metric")
     wanted = config.getoption("gate_session")
-    gates = ((spec.name, gate) for spec in read_specs(config.rootpath) for gate in spec.gates)
+    config.stash[SPECS], config.stash[LACKED] = read_specs(config.rootpath), sessions_lacked()
+    gates = ((spec.name, gate) for spec in config.stash[SPECS] for gate in spec.gates)
     config.stash[GATES] = tuple((spec, gate) for spec, gate in gates if wanted in (None, gate.session))
     config.stash[RESULTS] = {}
 
@@ -55,12 +71,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a device that is not there."""
+    """Skip what needs a device or a processor of another kind."""
     gate = _gate_of(item)
-    if gate is not None and gate.session == CUDA_SESSION and not torch.cuda.is_available():
-        pytest.skip(NO_CUDA)
     if gate is not None and gate.session not in SESSIONS:
         pytest.fail(f"{gate.id}: session {gate.session!r}, expected one of {', '.join(SESSIONS)}")
+    if gate is not None and gate.session == CUDA_SESSION and not torch.cuda.is_available():
+        pytest.skip(SESSIONS[CUDA_SESSION])
+    if gate is not None and (reason := item.config.stash[LACKED].get(gate.session)):
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A gate whose samples were disturbed is neither a pass nor a miss."""
+    try:
+        return (yield)
+    except DisturbedError as error:
+        pyfuncitem.user_properties.append(("measured", {"detail": {"disturbed": error.parts}}))
+        pytest.skip(f"{INVALID}: {error}")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -112,17 +140,15 @@ CLOCK: Final = SampleClock()
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Give the tests of times the samples' clock; the rest show how long a sample's process took."""
+    """Give the gates' tests the samples' clock."""
     for item in items:
         if gate := _gate_of(item):
             # for the evidence
             name = next(f"{spec}:{gate.id}" for spec, each in item.config.stash[GATES] if each is gate)
             row = {"gate": name, "limit": f"{gate.comparison} {gate.limit:g}", "unit": gate.unit}
             item.user_properties.append(("gate", {**row, "device": gate.session}))
-            if gate.unit == "ms":
-                item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=gate.metric))
-            else:
-                item.add_marker(pytest.mark.benchmark(group=f"{gate.metric}: duration of a sample"))
+            group = gate.metric if gate.unit == "ms" else f"{gate.metric}, in thousandths of {gate.unit}"
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=group))
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +187,13 @@ class Benchmark(Protocol):
         """Run the target so many times."""
 
 
+@pytest.fixture(scope="session")
+def series(request: pytest.FixtureRequest, say: Callable[[str], None]) -> Series:
+    """The samples that several gates are taken from."""
+    conditions = [each for spec in request.config.stash[SPECS] for each in spec.conditions]
+    return Series(Undisturbed.of(conditions), say)
+
+
 @dataclass(frozen=True)
 class GateRun:
     """What a test uses to measure its gate."""
@@ -171,58 +204,92 @@ class GateRun:
     node: pytest.Item
     say: Callable[[str], None]
     gates: tuple[Gate, ...]
+    references: tuple[Reference, ...]
+    series: Series
 
-    def job(self, dtype: str = "bfloat16", weights: str | None = None, *, calls: int = CALLS, batches: int = 3) -> Job:
+    @property
+    def device(self) -> str:
+        """Where the gate's session runs."""
+        return CUDA_SESSION if self.gate.session == CUDA_SESSION else "cpu"
+
+    def job(self, dtype: str = "auto", weights: str | None = None, *, calls: int = CALLS, batches: int = 3) -> Job:
         """A job on this gate's model and device, from the weight file of the same dtype unless another is named."""
-        path = str(self.model.weights[weights or dtype])
-        device = self.gate.session
+        path = str(self.model.weights[weights or ("bfloat16" if dtype == "auto" else dtype)])
         reference, image_size = str(self.model.reference), self.model.image_size
-        return Job(path, reference, image_size, dtype, device, calls=calls, batches=batches)
+        return Job(path, reference, image_size, dtype, self.device, calls=calls, batches=batches)
+
+    def resolved(self) -> Job:
+        """A job from the bfloat16 file in the dtype that `auto` is here, by its name."""
+        dtype = str(auto_dtype(torch.device(self.device))).removeprefix("torch.")
+        return replace(self.job(batches=0), dtype=dtype)
 
     def bounds(self) -> Bounds:
-        """What the answers of a timed call must meet: the limit of the precision gate of this model and session."""
+        """What the answers of a timed call must meet: the limit of the precision gate of this model and device."""
         for gate in self.gates:
-            if (gate.metric, gate.model, gate.session) == ("cosine", self.gate.model, self.gate.session):
+            if (gate.metric, gate.model, gate.session) == ("cosine", self.gate.model, self.device):
                 return Bounds(min_cosine=gate.limit)
-        raise LookupError(f"{self.gate.id}: the table has no gate of metric cosine for its model and session")
+        raise LookupError(f"{self.gate.id}: the table has no gate of metric cosine for its model and device")
 
-    def samples(self, jobs: Sequence[Job], within: Bounds | None) -> list[Sample]:
-        """A sample for each job; each is a round of pytest-benchmark."""
-        taken: list[Sample] = []
+    def samples(
+        self, jobs: Sequence[Job], within: Bounds | None, waits: Callable[[Sample], Waits] | None = None
+    ) -> tuple[list[Sample], tuple[float, ...]]:
+        """A sample for each job, from a fresh process each; and the parts that others made those wait that were dropped.
 
-        def round_() -> None:
-            taken.append(self.take(jobs[len(taken)], len(taken) + 1, len(jobs), within))
-            CLOCK.advance(taken[-1].load_ms)
-
-        self.benchmark.pedantic(round_, rounds=len(jobs))
-        return taken
-
-    def calls(self, jobs: Sequence[Job], within: Bounds) -> list[Sample]:
-        """A sample for each job; each call of one image is a round of pytest-benchmark."""
-        taken: list[Sample] = []
-        waiting: list[float] = []
-
-        def round_() -> None:
-            if not waiting:
-                taken.append(self.take(jobs[len(taken)], len(taken) + 1, len(jobs), within))
-                waiting.extend(reversed(taken[-1].latency_ms))
-            CLOCK.advance(waiting.pop())
-
-        self.benchmark.pedantic(round_, rounds=sum(job.calls for job in jobs))
-        return taken
+        With ``waits``, what a sample waited, one that was disturbed is taken again.
+        """
+        if waits is None:
+            return [self.take(job, number, len(jobs), within) for number, job in enumerate(jobs, 1)], ()
+        return self.series.undisturbed.take(
+            lambda number: self.take(jobs[number % len(jobs)], number + 1, len(jobs), within), len(jobs), waits
+        )
 
     def take(self, job: Job, number: int, of: int, within: Bounds | None) -> Sample:
         """One sample."""
-        self.say(f"{self.gate.id}: sample {number} of {of}")
+        self.say(f"{self.gate.id}: sample {number}, {of} needed")
         return measure(job, within=within)
 
-    def record(self, value: float, samples: Sequence[float], **detail: object) -> None:
-        """Keep what was measured for the report, then fail if it misses the limit."""
-        measured = {"value": value, "samples": tuple(samples), "detail": detail}
+    def keep(
+        self,
+        value: float,
+        samples: Sequence[float],
+        disturbed: Sequence[float] = (),
+        *,
+        rounds: Sequence[float] = (),
+        **detail: object,
+    ) -> None:
+        """Keep what was measured for the report and for pytest-benchmark, then fail if it misses the limit.
+
+        A limit of time that is missed on a machine slower than the reference machine is skipped with both rates; the
+        report counts it as a miss all the same unless the gates that it rests on are passed.
+        """
+        kept = list(rounds or samples)
+        waiting = iter(kept)
+        # the values were measured in other processes: each round lets one of them pass
+        self.benchmark.pedantic(lambda: CLOCK.advance(next(waiting)), rounds=len(kept))
+        missed = not self.gate.passes(value)
+        reference = next(
+            (each for each in self.references if (each.metric, each.model) == (self.gate.metric, self.gate.model)), None
+        )
+        if missed and reference and self.device == "cpu":
+            detail["rate"] = self.rate(reference)
+        measured = {"value": value, "samples": tuple(samples), "detail": {**detail, "disturbed": tuple(disturbed)}}
         self.node.user_properties.append(("measured", measured))
         self.benchmark.extra_info |= {"gate": self.gate.id, **measured}
         allowed = f"{self.gate.comparison} {self.gate.limit:g}"
-        assert self.gate.passes(value), f"{self.gate.id}: {self.gate.metric} {value:g}, expected {allowed}"
+        if missed and reference and "rate" in detail and (rate := self.rate(reference)) < reference.rate:
+            pytest.skip(f"{SLOW}: {value:.4g}, expected {allowed}; {rate:.4g} of {reference.rate:g} {reference.unit}")
+        assert not missed, f"{self.gate.id}: {self.gate.metric} {value:g}, expected {allowed}"
+
+    def rate(self, reference: Reference) -> float:
+        """The rate of this machine, from the samples of the gates that the reference rests on."""
+        if reference.unit == "GFLOP/s":
+            pairs, _ = self.series.to_limit(self.model, self.resolved(), self.bounds())
+            milliseconds = median(each for pair in pairs for each in pair.other_ms)
+            return model_gflop(VARIANTS[self.model.variant]) / milliseconds * 1e3
+        if reference.unit == "MB/s":
+            loads, _ = self.series.loads(self.job(), self.bounds(), 7)
+            return median(each.megabytes / each.reading_ms * 1e3 for each in loads)
+        raise LookupError(f"{self.gate.id}: a reference in {reference.unit}, expected GFLOP/s or MB/s")
 
 
 @pytest.fixture
@@ -232,7 +299,9 @@ def run(
     benchmark: Benchmark,
     request: pytest.FixtureRequest,
     say: Callable[[str], None],
+    series: Series,
 ) -> GateRun:
     """What the test of this gate uses."""
     gates = tuple(gate for _, gate in request.config.stash[GATES])
-    return GateRun(gate, models(gate.model), benchmark, request.node, say, gates)
+    references = tuple(each for spec in request.config.stash[SPECS] for each in spec.references)
+    return GateRun(gate, models(gate.model), benchmark, request.node, say, gates, references, series)

@@ -1,4 +1,4 @@
-"""Gates of the metric ``latency_p90``: one image's pixels to its embedding, in bfloat16."""
+"""Gates of the metric ``latency_p90``: one image's pixels to its embedding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_latency(run: GateRun) -> None:
 
     The percentile is over the calls of all processes, no two of a process on the same image.
     """
-    samples = run.calls([run.job()] * PROCESSES, run.bounds())
+    jobs = [run.job(batches=1)] * PROCESSES
+    samples, disturbed = run.samples(jobs, run.bounds(), waits=lambda sample: sample.call_waits)
     latency = [value for sample in samples for value in sample.latency_ms]
     assert len(latency) >= PROCESSES * CALLS
-    run.record(percentile(latency, 90), [sample.latency_p90 for sample in samples], summary=summarise(samples))
+    processes = [sample.latency_p90 for sample in samples]
+    run.keep(percentile(latency, 90), processes, disturbed, rounds=latency, summary=summarise(samples))

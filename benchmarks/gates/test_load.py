@@ -19,7 +19,7 @@ def test_load(run: GateRun) -> None:
 
     The first call's embedding is compared with the reference, so that what is loaded is the model.
     """
-    samples = run.samples([run.job(calls=0, batches=0)] * PROCESSES, run.bounds())
-    loads = [sample.load_ms for sample in samples]
+    taken, disturbed = run.series.loads(run.job(), run.bounds(), PROCESSES)
+    loads = [each.sample.load_ms for each in taken]
     assert len(loads) == PROCESSES
-    run.record(median(loads), loads)
+    run.keep(median(loads), loads, disturbed)

@@ -23,12 +23,15 @@ CONFIRMED_FILE: Final = "confirmed.json"
 
 
 def texts(spec: Spec) -> dict[str, str]:
-    """What is confirmed: a hash of each criterion, property, gate and floor, by kind and id."""
+    """What is confirmed: a hash of each criterion, property, and row of a table, by kind and id."""
     found = {f"criterion {each.id}": each.text for each in spec.criteria}
     for each in spec.properties:
         found[f"property {each.number}"] = "\n".join((each.title, each.text, *each.validates))
     found |= {f"gate {each.id}": "\n".join(map(str, astuple(each))) for each in spec.gates}
     found |= {f"floor {each.metric}": "\n".join(map(str, astuple(each))) for each in spec.floors}
+    for reference in spec.references:
+        found[f"reference {reference.metric} {reference.model}"] = "\n".join(map(str, astuple(reference)))
+    found |= {f"condition {each.quantity}": "\n".join(map(str, astuple(each))) for each in spec.conditions}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in found.items()}
 
 

@@ -1,29 +1,31 @@
-"""The measured limit of this machine: how fast it multiplies the matrices of a model, and nothing else.
+"""The measured limit of this machine: how fast it multiplies the matrices of a model, and reads, checks and copies bytes.
 
     python -m llm_compression.harness.limit b16 bfloat16
 
-Prints one line of JSON: the sustained GFLOP/s over the products of one pass (packed weights, a set for each layer, so
-that they come from memory as they do in a model), and the milliseconds that the model's GFLOP take at that rate.
+The program that measures is `products.py`, which imports nothing of this package. Prints one line of JSON: the
+sustained GFLOP/s over the products of one pass, by the fastest way that PyTorch has, and the milliseconds that the
+model's GFLOP take at that rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
+import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import torch
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
 
 from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.measure import MeasurementError
-from llm_compression.inference.linear import Linear
-from llm_compression.inference.threads import limit_threads
+from llm_compression.harness.turns import Live
+from llm_compression.inference.threads import available_cpus
 from llm_compression.multimodal.vision_config import VisionConfig
+
+PROGRAM: Final = Path(__file__).with_name("products.py")
+_PASSES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,28 @@ def measure_limit(variant: str, dtype: str) -> Limit:
     Raises:
         MeasurementError: The process failed.
     """
-    command = [sys.executable, "-m", "llm_compression.harness.limit", variant, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MeasurementError(f"limit of {variant} in {dtype}: exit status {done.returncode}\n{done.stderr[-2000:]}")
-    try:
-        return Limit(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError, TypeError) as error:
-        raise MeasurementError(f"limit of {variant} in {dtype}: printed {done.stdout[-200:]!r}") from error
+    config = VARIANTS[variant]
+    with product_rounds(config, dtype) as rounds:
+        passes_ms = [float(rounds.ask()["ms"]) for _ in range(_PASSES)]
+    gflop, gflops = model_gflop(config), pass_gflop(config) / median(passes_ms) * 1e3
+    return Limit(gflop, gflops, gflop / gflops * 1e3)
+
+
+def product_rounds(config: VisionConfig, dtype: str) -> Live:
+    """A process that makes one pass through a model's products for each line."""
+    shapes = product_shapes(config) * config.num_layers
+    request = {"tokens": config.num_positions, "shapes": shapes, "dtype": dtype}
+    return _rounds(f"products in {dtype}", request)
+
+
+def reading_rounds(file: str | os.PathLike[str], stored: str, dtype: str) -> Live:
+    """A process that reads, checks and copies the bytes of a file for each line, from the stored dtype to another."""
+    return _rounds(f"reading of {file}", {"file": os.fspath(file), "stored": stored, "dtype": dtype})
+
+
+def _rounds(name: str, request: dict[str, Any]) -> Live:
+    # -P: what lies beside the program is no module of it
+    return Live(name, ("-P", str(PROGRAM), json.dumps({**request, "threads": available_cpus()})))
 
 
 def product_shapes(config: VisionConfig) -> list[tuple[int, int]]:
@@ -57,32 +73,18 @@ def product_shapes(config: VisionConfig) -> list[tuple[int, int]]:
     return [(3 * width, width), (width, width), (mlp, width), (width, mlp)]
 
 
+def pass_gflop(config: VisionConfig) -> float:
+    """GFLOP of one pass through the products of all blocks."""
+    products = sum(rows * columns for rows, columns in product_shapes(config))
+    return 2 * config.num_layers * config.num_positions * products / 1e9
+
+
 def model_gflop(config: VisionConfig) -> float:
     """GFLOP of one image: every product of the tower, a multiplication and an addition each, attention's included."""
     tokens, width = config.num_positions, config.hidden_size
-    block = sum(2 * tokens * rows * columns for rows, columns in product_shapes(config)) + 4 * tokens**2 * width
+    attention = 4 * config.num_layers * tokens**2 * width
     patches = 2 * config.num_patches * width * 3 * config.patch_size**2
-    return (config.num_layers * block + patches + 2 * width * config.dimension) / 1e9
-
-
-@torch.inference_mode()
-def sustained_gflops(config: VisionConfig, dtype: torch.dtype, passes: int = 24) -> float:
-    """Median GFLOP/s over passes through all blocks' products."""
-    limit_threads()
-    cpu, tokens = torch.device("cpu"), config.num_positions
-    layers = []
-    for rows, columns in product_shapes(config) * config.num_layers:
-        layer = Linear(columns, rows)
-        layer.load(torch.randn(rows, columns) * columns**-0.5, torch.zeros(rows), cpu, dtype)
-        layers.append((layer, torch.randn(1, tokens, columns).to(dtype)))
-    gflop = config.num_layers * sum(2 * tokens * rows * columns for rows, columns in product_shapes(config)) / 1e9
-    seconds = []
-    for _ in range(passes):
-        start = time.perf_counter()
-        for layer, x in layers:
-            layer(x)
-        seconds.append(time.perf_counter() - start)
-    return gflop / statistics.median(seconds[2:])
+    return pass_gflop(config) + (attention + patches + 2 * width * config.dimension) / 1e9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,10 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("variant", choices=tuple(VARIANTS))
     parser.add_argument("dtype", choices=("float32", "bfloat16"))
     options = parser.parse_args(arguments)
-    config = VARIANTS[options.variant]
-    gflops = sustained_gflops(config, getattr(torch, options.dtype))
-    gflop = model_gflop(config)
-    print(json.dumps(asdict(Limit(gflop, gflops, gflop / gflops * 1e3))))
+    print(json.dumps(asdict(measure_limit(options.variant, options.dtype))))
     return 0
 
 

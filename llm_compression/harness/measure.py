@@ -20,12 +20,13 @@ from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.accuracy import Accuracy
+from llm_compression.harness.waits import Waits
 
 CALLS: Final = 64
 REFERENCE_ROWS: Final = 80
 _PROGRAM: Final = ("-m", "llm_compression.harness.sample")
 # nothing that is measured or compared with may ask a hub
-_ENVIRONMENT: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class MeasurementError(LlmCompressionError):
@@ -40,7 +41,7 @@ class Job:
         model: What the system loads: a weight file, or a checkpoint directory for ``transformers``.
         reference: The ``.npy`` file of the reference's embeddings, row i for `seeded_pixels` number i.
         image_size: Height and width of an image.
-        dtype: What the system computes in.
+        dtype: What the system computes in; ``auto`` leaves it to this package.
         device: Where it runs.
         system: A name in `SYSTEMS`.
         calls: Calls of one image each, after the first, that make the distribution of latency.
@@ -78,6 +79,9 @@ class Sample:
         batch_ms: Each batch.
         peak_mb: Peak resident memory from the start of the process to the last call.
         accuracy: Of every embedding.
+        dtype: What it computed in.
+        first_waits: What the process waited from its start to its first embedding.
+        call_waits: And over the calls of one image.
     """
 
     job: Job
@@ -92,6 +96,9 @@ class Sample:
     batch_ms: tuple[float, ...]
     peak_mb: float
     accuracy: Accuracy
+    dtype: str
+    first_waits: Waits
+    call_waits: Waits
 
     @property
     def latency_p50(self) -> float:
@@ -195,8 +202,8 @@ def measure_growth(
     dtype: str,
     device: str = "cpu",
     system: str = "arrow",
-    first: int = 300,
-    calls: int = 1000,
+    first: int = 200,
+    calls: int = 500,
     timeout_s: float = 600,
 ) -> float:
     """MB that resident memory grows by over calls of one file each, from a process of its own.
@@ -242,7 +249,7 @@ def run_child(
     started = time.monotonic()
     command = [sys.executable, *program, kind, json.dumps({**request, "started": started})]
     try:
-        variables = {**os.environ, **_ENVIRONMENT, **(environment or {})}
+        variables = {**os.environ, **OFFLINE, **(environment or {})}
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise MeasurementError(f"{kind}: not done after {timeout_s:g} s: {dict(request)}") from error
@@ -296,9 +303,10 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
 
 def _read_sample(job: Job, answer: dict[str, Any]) -> Sample:
     accuracy = Accuracy(**answer.pop("accuracy"))
+    waits = {name: Waits(**answer.pop(name)) for name in ("first_waits", "call_waits")}
     latency, batches = tuple(answer.pop("latency_ms")), tuple(answer.pop("batch_ms"))
     if (len(latency), len(batches)) != (job.calls, job.batches):
         raise MeasurementError(
             f"{len(latency)} calls and {len(batches)} batches, expected {job.calls} and {job.batches}"
         )
-    return Sample(job=job, accuracy=accuracy, latency_ms=latency, batch_ms=batches, **answer)
+    return Sample(job=job, accuracy=accuracy, latency_ms=latency, batch_ms=batches, **waits, **answer)

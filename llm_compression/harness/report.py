@@ -18,14 +18,23 @@ from typing import Any, Final
 import numpy as np
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.gates import NVIDIA_DRIVER, Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.gates import Judgement, Verdict, judge, read_results, sessions_lacked
+from llm_compression.harness.gates_text import (
+    also_measured,
+    excused_line,
+    headline,
+    markdown_table,
+    remarks,
+    table_lines,
+    table_markdown,
+)
 from llm_compression.harness.machine import MachineInfo, machine
 from llm_compression.harness.measure import encode_files
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
 from llm_compression.harness.photos import PHOTOS, Neighbour, neighbours, photo_paths
 from llm_compression.harness.spec import read_specs
 
-COLUMNS: Final = ("gate", "metric", "model", "limit", "measured", "unit", "spread", "result")
+INVALID_STATUS: Final = 4
 # figure of a summary -> heading
 _ALSO: Final = {
     "latency_p50_ms": "latency, median, ms",
@@ -58,56 +67,18 @@ class Report:
     photos: tuple[Neighbour, ...] = ()
 
 
-def headline(judgement: Judgement) -> str:
-    """The verdict in a sentence or two."""
-    counts = {status: [each for each in judgement.verdicts if each.status is status] for status in Status}
-    excused = [verdict for verdict in judgement.verdicts if verdict.excused]
-    parts = [f"{len(counts[Status.PASS])} of {len(judgement.verdicts)} gates within their limits"]
-    parts += [f"{len(counts[status])} {status}" for status in (Status.MISS, Status.ERROR) if counts[status]]
-    if unexcused := len(counts[Status.NOT_RUN]) - len(excused):
-        parts.append(f"{unexcused} {Status.NOT_RUN}")
-    if excused:
-        parts.append(f"{len(excused)} {Status.NOT_RUN} for want of a CUDA device")
-    return f"{'PASS' if judgement.passed else 'FAIL'}: {', '.join(parts)}."
-
-
-def rows(judgement: Judgement) -> list[tuple[str, ...]]:
-    """The table: a row for each gate, in the order of the spec."""
-    return [
-        (
-            verdict.gate.id,
-            verdict.gate.metric,
-            verdict.gate.model,
-            f"{verdict.gate.comparison} {verdict.gate.limit:g}",
-            "" if verdict.value is None else _number(verdict.value, verdict.gate.unit),
-            "" if verdict.gate.unit == "1" else verdict.gate.unit,
-            _spread(verdict),
-            verdict.status,
-        )
-        for verdict in judgement.verdicts
-    ]
-
-
-def remarks(judgement: Judgement) -> list[str]:
-    """Why gates let the session fail, the same reason once; then whatever else is wrong."""
-    by_reason: dict[str, list[str]] = {}
-    for verdict in judgement.verdicts:
-        if verdict.reason and not verdict.holds_up:
-            by_reason.setdefault(verdict.reason, []).append(f"{verdict.gate.id} {verdict.status}")
-    return [f"{', '.join(who)}: {reason}" for reason, who in by_reason.items()] + list(judgement.problems)
-
-
 def to_text(report: Report) -> str:
-    """What is printed."""
-    lines = [*_columns([COLUMNS, *rows(report.judgement)]), ""]
-    lines += [*remarks(report.judgement), headline(report.judgement)]
+    """What is printed: the verdict last, where a terminal stops."""
+    judgement = report.judgement
+    lines = [*table_lines(judgement), "", excused_line(judgement), *remarks(judgement), "", headline(judgement)]
     return "\n".join(lines)
 
 
 def photos_to_text(photos: Sequence[Neighbour]) -> str:
     """The photos and their neighbours, to be printed."""
     table = [("photo", "nearest", "cosine"), *((each.name, each.nearest, f"{each.cosine:.3f}") for each in photos)]
-    return "\n".join(_columns(table))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
 
 def to_markdown(report: Report) -> str:
@@ -116,20 +87,21 @@ def to_markdown(report: Report) -> str:
     parts = ["# Gates", f"**{headline(judgement)}**"]
     if notes := remarks(judgement):
         parts.append("\n".join(f"- {note}" for note in notes))
-    marked = [(*row[:-1], row[-1] if row[-1] == Status.PASS else f"**{row[-1]}**") for row in rows(judgement)]
-    parts.append(_markdown_table(COLUMNS, marked, right=(3, 4)))
+    parts += table_markdown(judgement)
+    if elsewhere := excused_line(judgement):
+        parts.append(elsewhere)
     parts.append(
         "Load is the median and memory the highest over fresh processes; latency is the 90th percentile over all their "
-        "calls; precision is the worst over all images, against transformers in float32. Limits come from the table "
-        "*Gates* of the spec."
+        "calls; a ratio is the median over turns; precision is the worst over all images, against transformers in "
+        "float32. Limits, the reference machine and what makes a sample count come from the tables of the spec."
     )
-    if also := _also(judgement.verdicts):
+    if also := also_measured(judgement.verdicts, _ALSO):
         parts += ["## Also measured", also]
     if report.photos:
         parts += ["## Photos", *_lowest_files(judgement.verdicts)]
         parts.append("The weights are seeded and not trained, so nearness is of colour and texture only.")
         cells = [(each.name, each.nearest, f"{each.cosine:.3f}") for each in report.photos]
-        parts.append(_markdown_table(("photo", "nearest", "cosine"), cells, right=(2,)))
+        parts.append(markdown_table(("photo", "nearest", "cosine"), cells, right=(2,)))
     facts = {
         "processor": info.processor,
         "processors allowed": info.cores,
@@ -143,7 +115,7 @@ def to_markdown(report: Report) -> str:
         "commit": report.commit or "not in git",
         "measured": report.measured_at,
     }
-    table = _markdown_table(("", ""), [(name, str(value)) for name, value in facts.items()])
+    table = markdown_table(("", ""), [(name, str(value)) for name, value in facts.items()])
     parts.append(f"<details>\n<summary>Machine and versions</summary>\n\n{table}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
@@ -163,7 +135,7 @@ def to_json(report: Report) -> dict[str, Any]:
         for verdict in report.judgement.verdicts
     ]
     content = {
-        "verdict": "PASS" if report.judgement.passed else "FAIL",
+        "verdict": headline(report.judgement).partition(":")[0],
         "summary": headline(report.judgement),
         "gates": gates,
         "problems": list(report.judgement.problems),
@@ -184,32 +156,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: float, unit: str) -> str:
-    if unit == "1":
-        return f"{value:.7f}" if abs(value) > 0.1 else f"{value:.2e}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _spread(verdict: Verdict) -> str:
-    if len(verdict.samples) < 2:
-        return ""
-    low, high = min(verdict.samples), max(verdict.samples)
-    return f"{_number(low, verdict.gate.unit)} to {_number(high, verdict.gate.unit)}, n={len(verdict.samples)}"
-
-
-def _also(verdicts: Iterable[Verdict]) -> str:
-    """One column for each gate that left a summary."""
-    columns = {verdict.gate: verdict.detail["summary"] for verdict in verdicts if "summary" in verdict.detail}
-    if not columns:
-        return ""
-    heads = [f"{gate.model} {gate.session}" for gate in columns]
-    table = [
-        (title, *(f"{summary[key]:.1f}" if key in summary else "" for summary in columns.values()))
-        for key, title in _ALSO.items()
-    ]
-    return _markdown_table(("median over processes, bfloat16", *heads), table, right=range(1, len(heads) + 1))
-
-
 def _lowest_files(verdicts: Iterable[Verdict]) -> list[str]:
     """For each gate that compared files, the file that is furthest from the reference."""
     lines = []
@@ -218,17 +164,6 @@ def _lowest_files(verdicts: Iterable[Verdict]) -> list[str]:
             name = min(files, key=files.__getitem__)
             lines.append(f"{verdict.gate.id}: {len(files)} files, lowest cosine {files[name]:.7f} ({name}).")
     return lines
-
-
-def _columns(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-
-
-def _markdown_table(head: Sequence[str], table: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    aligned = set(right)
-    rule = ["---:" if index in aligned else "---" for index in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *table))
 
 
 def commit_of(root: Path) -> str:
@@ -267,11 +202,16 @@ def write_report(report: Report, out: Path, name: str = "gates") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge results, print the table and write the reports; 0 when every gate passed or is excused, else 1."""
+    """Judge results, print the table and write the reports.
+
+    Returns 0 when every gate passed, is not measurable here or is excused, 4 when all that is missing are samples that
+    other processes disturbed, else 1.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m llm_compression.harness.report",
         description="Judge what the gates' tests left against the table Gates of the specs. Exits 1 when a gate is "
-        "missed, failed or was not run, unless it needs a CUDA device and there is none.",
+        "missed, failed or was not run, unless it needs a device or a processor that is not here, and 4 when all that "
+        "is missing are samples that other processes disturbed.",
         epilog="example: python -m llm_compression.harness.report .cache/gate-results.json --photos b16",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="what pytest --gate-results wrote")
@@ -288,23 +228,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (out / f"{name}{suffix}").unlink(missing_ok=True)
     try:
         results, status = read_results(options.results)
-        gates = list(chain.from_iterable(spec.gates for spec in read_specs(options.root)))
+        specs = read_specs(options.root)
+        gates = list(chain.from_iterable(spec.gates for spec in specs))
         if options.session:
             gates = [gate for gate in gates if gate.session == options.session]
         photos = encode_photos(options.photos, options.root / CACHE_DIRECTORY) if options.photos else ()
     except LlmCompressionError as error:
         print(f"gates: {error}", file=sys.stderr)
         return 1
-    # a device that PyTorch cannot use is no device that the machine lacks
-    excuse_cuda = not info.gpus and not NVIDIA_DRIVER.exists()
-    judgement = judge(gates, results, status, excuse_cuda=excuse_cuda)
+    references = [each for spec in specs for each in spec.references]
+    judgement = judge(gates, results, status, lacked=sessions_lacked(), references=references)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     report = Report(judgement, info, commit_of(options.root), now, photos)
     if photos:
         print(f"photos, encoded with {options.photos}:\n{photos_to_text(photos)}\n")
     write_report(report, out, name)
     print(f"{to_text(report)}\nwrote {name}.md and {name}.json in {out}")
-    return 0 if judgement.passed else 1
+    return 0 if judgement.passed else INVALID_STATUS if judgement.invalid else 1
 
 
 if __name__ == "__main__":

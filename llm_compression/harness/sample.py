@@ -1,7 +1,7 @@
 """The program of a fresh process: takes one sample, or computes reference embeddings; `measure` starts it.
 
 It imports nothing heavy until the clock of the import runs. Its own share of a sample is psutil, a thread that reads
-the resident memory and the pixels of one call at a time.
+the resident memory, one that reads what was waited for, and the pixels of one call at a time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,52 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llm_compression.harness.peak_memory import PeakMemory
 from llm_compression.harness.systems import SYSTEMS
+from llm_compression.harness.waits import WaitClock
 
 if TYPE_CHECKING:
-    from llm_compression.harness.accuracy import Array
+    from llm_compression.harness.accuracy import Accuracy, Array
+    from llm_compression.harness.systems import Loaded
 
 Result = TypeVar("Result")
 
 # Two images of the reference must be further apart than this, or one could pass for the other.
 _MAX_COSINE_BETWEEN: Final = 0.99
+# Calls before the turns begin.
+_WARM_CALLS: Final = 3
 # Growth by which enough is known, before the machine has no memory left.
 _GROWTH_MB: Final = 500
+
+
+class _Calls:
+    """Calls of a model on seeded images, each compared with the reference; no image comes twice in a row."""
+
+    def __init__(self, model: Loaded, job: argparse.Namespace) -> None:
+        # imported here, as they need numpy, whose import was timed
+        import numpy as np
+
+        self._model, self._job, self._reference = model, job, np.load(job.reference)
+        self._next_image = 0
+        self._parts: list[Accuracy] = []
+
+    def __call__(self, images: int) -> float:
+        """Encode the next images and compare them; milliseconds of the call alone."""
+        import numpy as np
+
+        from llm_compression.harness.accuracy import compare, seeded_pixels
+
+        numbers = [(self._next_image + i) % len(self._reference) for i in range(images)]
+        self._next_image += images
+        pixels = np.stack([seeded_pixels(self._job.seed, number, self._job.image_size) for number in numbers])
+        milliseconds, embeddings = _timed(lambda: self._model.encode_pixels(pixels))
+        self._parts.append(compare(embeddings, self._reference[numbers]))
+        return milliseconds
+
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """Of every embedding until now."""
+        from llm_compression.harness.accuracy import merge
+
+        return vars(merge(self._parts))
 
 
 def take_sample(request: dict[str, Any]) -> dict[str, Any]:
@@ -34,35 +70,17 @@ def take_sample(request: dict[str, Any]) -> dict[str, Any]:
     started = request.pop("started")
     job = argparse.Namespace(**request)
     system = SYSTEMS[job.system]
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, WaitClock() as clock:
         import_ms = {module: _timed(partial(importlib.import_module, module))[0] for module in system.imports}
         import_mb = memory.now_mb
         load_ms, model = _timed(lambda: system.load(job.model, job.dtype, job.device))
         loaded_mb = memory.now_mb
-
-        # imported here, as they need numpy, whose import was timed
-        import numpy as np
-
-        from llm_compression.harness.accuracy import compare, merge, seeded_pixels
-
-        reference = np.load(job.reference)
-        parts = []
-        next_image = 0
-
-        def call(images: int) -> float:
-            """Encode the next images and compare them; milliseconds of the call alone."""
-            nonlocal next_image
-            numbers = [(next_image + i) % len(reference) for i in range(images)]
-            next_image += images
-            pixels = np.stack([seeded_pixels(job.seed, number, job.image_size) for number in numbers])
-            milliseconds, embeddings = _timed(lambda: model.encode_pixels(pixels))
-            parts.append(compare(embeddings, reference[numbers]))
-            return milliseconds
-
+        call = _Calls(model, job)
         first_call_ms = call(1)
         start_to_first_ms = (time.monotonic() - started) * 1000
-        first_peak_mb = memory.peak_mb
+        first_peak_mb, first_waits = memory.peak_mb, clock.lap()
         latency_ms = [call(1) for _ in range(job.calls)]
+        call_waits = clock.lap()
         if job.batches:
             call(job.batch_size)
         batch_ms = [call(job.batch_size) for _ in range(job.batches)]
@@ -78,8 +96,24 @@ def take_sample(request: dict[str, Any]) -> dict[str, Any]:
         "latency_ms": latency_ms,
         "batch_ms": batch_ms,
         "peak_mb": peak_mb,
-        "accuracy": vars(merge(parts)),
+        "accuracy": call.accuracy,
+        "dtype": model.dtype,
+        "first_waits": vars(first_waits),
+        "call_waits": vars(call_waits),
     }
+
+
+def take_turns(request: dict[str, Any]) -> dict[str, Any]:
+    """Load and make a few calls, say so, then make one call for each line that comes in; a line of JSON for each."""
+    job = argparse.Namespace(**request)
+    call = _Calls(SYSTEMS[job.system].load(job.model, job.dtype, job.device), job)
+    for _ in range(_WARM_CALLS):
+        call(1)
+    clock = WaitClock()
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({"ms": call(1)}), flush=True)
+    return {"accuracy": call.accuracy, "waits": vars(clock.lap())}
 
 
 def write_reference(request: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +177,7 @@ def take_growth(request: dict[str, Any]) -> dict[str, Any]:
 
 _KINDS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "sample": take_sample,
+    "turns": take_turns,
     "reference": write_reference,
     "files": write_files,
     "growth": take_growth,

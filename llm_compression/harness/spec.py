@@ -1,9 +1,10 @@
 """Reads the specs under ``.kiro/specs``: requirements, correctness properties, tasks and gates; and checks them.
 
 A spec is a directory of three Markdown files. ``requirements.md`` holds numbered requirements with criteria in EARS
-form, cited as ``N.k``, the table *Gates*, the only place where a limit is written, and the table *Regression floors*,
-what a change must exceed to count; ``design.md`` holds numbered
-properties, each naming the criteria it validates; ``tasks.md`` holds a checkbox list whose tasks name theirs.
+form, cited as ``N.k``, and tables: *Gates*, the only place where a limit is written; *Reference machine*, for which
+limits of time are stated; *Undisturbed samples*, what makes a sample count; *Regression floors*, what a change must
+exceed. ``design.md`` holds numbered properties, each naming the criteria it validates; ``tasks.md`` holds a checkbox
+list whose tasks name theirs.
 What cannot be read raises `SpecError`; what can be read but is wrong is listed by `problems`, all at once.
 """
 
@@ -25,6 +26,8 @@ SPECS_DIRECTORY: Final = Path(".kiro", "specs")
 GATE_COLUMNS: Final = ("id", "metric", "limit", "unit", "model", "session", "criterion")
 FLOOR_COLUMNS: Final = ("metric", "floor", "unit")
 FLOOR_UNITS: Final = ("%", "MB", "1")
+REFERENCE_COLUMNS: Final = ("metric", "model", "rate", "unit", "rests on")
+CONDITION_COLUMNS: Final = ("quantity", "value", "unit")
 COMPARISONS: Final = {"<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt}
 
 _STORY = re.compile(r"\*\*User Story:\*\* (As (?:an?|the) \S.*, I want \S.*, so that \S.*)")
@@ -34,7 +37,7 @@ _REFERENCES = r"([1-9]\d*\.[1-9]\d*(?:, [1-9]\d*\.[1-9]\d*)*)"
 _VALIDATES = re.compile(rf"\*\*Validates: Requirements {_REFERENCES}\*\*")
 _TASK_CITES = re.compile(rf"_Requirements: {_REFERENCES}_$")
 _LIMIT_CELL = re.compile(r"(<=|>=|<|>) ?(\d{1,15}(?:\.\d+)?(?:e-?\d\d?)?)")
-_FLOOR_CELL = re.compile(r"\d{1,15}(?:\.\d+)?")
+_NUMBER_CELL = re.compile(r"\d{1,15}(?:\.\d+)?")
 _GATES_NAMED = re.compile(r"\bgates? ((?:`[^`]+`(?:, and |, | and | or )?)+)")
 # a line that begins one of these is never the continuation of the line above
 _STARTS_BLOCK = re.compile(r"#{1,6} |[-*] |\d+[.)] |\||\*\*Validates:")
@@ -133,6 +136,29 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The least rate of a machine for which the limits of a metric and model are stated, a row of *Reference machine*.
+
+    ``rests_on`` is the metric whose gates of the same model hold on any machine.
+    """
+
+    metric: str
+    model: str
+    rate: float
+    unit: str
+    rests_on: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What makes a sample count, one row of *Undisturbed samples*."""
+
+    quantity: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
 class Spec:
     """One spec: the name of its directory and what its three files say, in their order."""
 
@@ -142,6 +168,8 @@ class Spec:
     tasks: tuple[Task, ...]
     gates: tuple[Gate, ...]
     floors: tuple[Floor, ...] = ()
+    references: tuple[Reference, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -180,7 +208,9 @@ def read_spec(directory: Path) -> Spec:
     requirements, gates = _read_requirements(directory / "requirements.md"), _read_gates(directory / "requirements.md")
     properties, tasks = _read_properties(directory / "design.md"), _read_tasks(directory / "tasks.md")
     floors = _read_floors(directory / "requirements.md")
-    return Spec(directory.resolve().name, requirements, properties, tasks, gates, floors)
+    references = _read_references(directory / "requirements.md")
+    conditions = _read_conditions(directory / "requirements.md")
+    return Spec(directory.resolve().name, requirements, properties, tasks, gates, floors, references, conditions)
 
 
 class _Block(NamedTuple):
@@ -263,10 +293,28 @@ def _read_gates(path: Path) -> tuple[Gate, ...]:
 def _read_floors(path: Path) -> tuple[Floor, ...]:
     floors = []
     for line, cells in _read_table(path, "Regression floors", r"(?:regression )?floors?\b", "metric", FLOOR_COLUMNS):
-        if len(cells) != len(FLOOR_COLUMNS) or not all(cells) or not _FLOOR_CELL.fullmatch(cells[1]):
+        if len(cells) != len(FLOOR_COLUMNS) or not all(cells) or not _NUMBER_CELL.fullmatch(cells[1]):
             raise SpecError(path, line, f"cells {list(cells)}, expected a metric, a number such as '4' and a unit")
         floors.append(Floor(cells[0], float(cells[1]), cells[2]))
     return tuple(floors)
+
+
+def _read_references(path: Path) -> tuple[Reference, ...]:
+    found = []
+    for line, cells in _read_table(path, "Reference machine", r"reference machines?\b", "metric", REFERENCE_COLUMNS):
+        if len(cells) != len(REFERENCE_COLUMNS) or not all(cells) or not _NUMBER_CELL.fullmatch(cells[2]):
+            raise SpecError(path, line, f"cells {list(cells)}, expected a metric, a model, a rate, its unit and a metric")
+        found.append(Reference(cells[0], cells[1], float(cells[2]), cells[3], cells[4]))
+    return tuple(found)
+
+
+def _read_conditions(path: Path) -> tuple[Condition, ...]:
+    found = []
+    for line, cells in _read_table(path, "Undisturbed samples", r"undisturbed\b", "quantity", CONDITION_COLUMNS):
+        if len(cells) != len(CONDITION_COLUMNS) or not all(cells) or not _NUMBER_CELL.fullmatch(cells[1]):
+            raise SpecError(path, line, f"cells {list(cells)}, expected a quantity, a number and its unit")
+        found.append(Condition(cells[0], float(cells[1]), cells[2]))
+    return tuple(found)
 
 
 def _read_table(
@@ -350,6 +398,21 @@ def _numbering_problems(spec: Spec) -> Iterator[str]:
     for floor in spec.floors:
         if floor.floor <= 0 or floor.unit not in FLOOR_UNITS:
             yield f"floor of {floor.metric!r}: {floor.floor:g} {floor.unit}, expected more than 0, in {FLOOR_UNITS}"
+    yield from _reference_problems(spec)
+
+
+def _reference_problems(spec: Spec) -> Iterator[str]:
+    known = {(gate.metric, gate.model) for gate in spec.gates}
+    rows = [(each.metric, each.model) for each in spec.references]
+    for each in spec.references:
+        name = f"reference of {each.metric!r} and {each.model!r}"
+        if rows.count((each.metric, each.model)) > 1:
+            yield f"{name} is listed more than once"
+        for metric in (each.metric, each.rests_on):
+            if (metric, each.model) not in known:
+                yield f"{name}: there is no gate of the metric {metric!r} for this model"
+    quantities = [each.quantity for each in spec.conditions]
+    yield from (f"condition {each!r} is listed more than once" for each in set(quantities) if quantities.count(each) > 1)
 
 
 def _out_of_order(kind: str, numbers: Iterable[int]) -> Iterator[str]:

@@ -26,10 +26,12 @@ class Loaded:
     Attributes:
         encode_pixels: Embeds preprocessed images, float32 (n, 3, S, S).
         encode_files: Embeds image files by their paths, with the system's own preprocessing.
+        dtype: What it computes in, such as ``bfloat16``.
     """
 
     encode_pixels: Callable[[Array], Array]
     encode_files: Callable[[Sequence[str]], Array]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _load_arrow(model_path: str, dtype: str, device: str, *, graphs: bool = True
     def encode_files(files: Sequence[str]) -> Array:
         return encoder.encode(list(files), normalize=False, batch_size=BATCH_SIZE).numpy()
 
-    return Loaded(encode_pixels, encode_files)
+    return Loaded(encode_pixels, encode_files, str(encoder.dtype).removeprefix("torch."))
 
 
 def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
@@ -108,7 +110,7 @@ def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
             rows.append(encode(processor(images, return_tensors="pt")["pixel_values"]))
         return np.concatenate(rows)
 
-    return Loaded(encode_pixels, encode_files)
+    return Loaded(encode_pixels, encode_files, dtype)
 
 
 def _load_onnxruntime(model_path: str, dtype: str, device: str) -> Loaded:
@@ -125,7 +127,7 @@ def _load_onnxruntime(model_path: str, dtype: str, device: str) -> Loaded:
         embeddings: Array = session.run(None, {"pixels": pixels})[0]
         return embeddings
 
-    return Loaded(encode_pixels, _no_files)
+    return Loaded(encode_pixels, _no_files, dtype)
 
 
 def _load_openvino(model_path: str, dtype: str, device: str) -> Loaded:
@@ -145,7 +147,7 @@ def _load_openvino(model_path: str, dtype: str, device: str) -> Loaded:
         embeddings: Array = compiled(pixels)[0]
         return embeddings
 
-    return Loaded(encode_pixels, _no_files)
+    return Loaded(encode_pixels, _no_files, dtype)
 
 
 def _only_on_cpu(system: str, dtype: str, device: str, dtypes: tuple[str, ...]) -> None:

@@ -139,6 +139,12 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["environment"], default=False)
+def processors(session: nox.Session) -> None:
+    """Run the tests that compare numbers under each instruction set, thread count and forced form; a process each."""
+    run_python(session, "-m", "tests.processors.check", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
 def trend(session: nox.Session) -> None:
     """Draw reports/history over the commits, a series for each machine, and mark its change points."""
     run_python(session, "-m", "benchmarks.regression.trend", *session.posargs)

@@ -233,7 +233,7 @@ class GateRun:
     def samples(
         self, jobs: Sequence[Job], within: Bounds | None, waits: Callable[[Sample], Waits] | None = None
     ) -> tuple[list[Sample], tuple[float, ...]]:
-        """A sample for each job, from a fresh process each; and the parts that others made those wait that were dropped.
+        """A sample for each job, from fresh processes; and the parts that others made those wait that were dropped.
 
         With ``waits``, what a sample waited, one that was disturbed is taken again.
         """

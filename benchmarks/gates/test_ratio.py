@@ -30,7 +30,10 @@ def record_pairs(run: GateRun, taken: tuple[list[Pair], tuple[float, ...]]) -> N
     pairs, disturbed = taken
     assert len(pairs) == ROUNDS
     ratios = [pair.ratio for pair in pairs]
-    calls_ms = {"ours_ms": [median(pair.ours_ms) for pair in pairs], "other_ms": [median(pair.other_ms) for pair in pairs]}
+    calls_ms = {
+        "ours_ms": [median(pair.ours_ms) for pair in pairs],
+        "other_ms": [median(pair.other_ms) for pair in pairs],
+    }
     run.keep(median(ratios), ratios, disturbed, **calls_ms)
 
 

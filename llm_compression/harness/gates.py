@@ -175,7 +175,7 @@ def _judge_one(gate: Gate, results: Sequence[Result], lacked: Mapping[str, str])
     result = results[0]
     measured = result.value is not None
     within = result.value is not None and gate.passes(result.value)
-    if result.outcome == "skipped" and not measured:
+    if result.outcome == "skipped" and not (measured and result.reason.startswith(SLOW)):
         if result.reason.startswith(INVALID) and result.detail.get("disturbed"):
             return Verdict(gate, Status.INVALID, reason=_without(INVALID, result.reason), detail=result.detail)
         excused = result.reason != "" and lacked.get(gate.session) == result.reason

@@ -1,4 +1,4 @@
-"""The gates' verdict in words: what fails or could not be measured first, then what is close to its limit, then the rest."""
+"""The gates' verdict in words: what fails or was not measured first, then what is close to its limit, then the rest."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def headline(judgement: Judgement) -> str:
     """The verdict in a sentence: what fails, what could not be measured and why, and how many are within."""
     found = {status: [each for each in judgement.verdicts if each.status is status] for status in Status}
     found[Status.NOT_RUN] = [each for each in found[Status.NOT_RUN] if not each.excused]
-    parts = [
-        f"{len(each)} {status} ({_some(each)})" for status, each in ((_, found[_]) for _ in _ORDER[:3]) if each
-    ]
+    parts = [f"{len(each)} {status} ({_some(each)})" for status, each in ((_, found[_]) for _ in _ORDER[:3]) if each]
     if invalid := found[Status.INVALID]:
         parts.append(f"{len(invalid)} not measured, as other processes had the processors ({_some(invalid)})")
     if slow := found[Status.NOT_MEASURABLE]:
@@ -139,7 +137,9 @@ def table_markdown(judgement: Judgement) -> list[str]:
     parts = []
     for title, verdicts in sections(judgement):
         if verdicts:
-            marked = [(*row[:-1], row[-1] if row[-1] == Status.PASS else f"**{row[-1]}**") for row in map(cells, verdicts)]
+            marked = [
+                (*row[:-1], row[-1] if row[-1] == Status.PASS else f"**{row[-1]}**") for row in map(cells, verdicts)
+            ]
             parts += [f"## {title}", markdown_table(COLUMNS, marked, right=(2, 3))]
     return parts
 
@@ -154,7 +154,9 @@ def markdown_table(head: Sequence[str], table: Iterable[Sequence[str]], right: I
 def also_measured(verdicts: Iterable[Verdict], titles: Mapping[str, str]) -> str:
     """One column for each gate that left a summary; empty where none did."""
     columns: dict[str, Mapping[str, Any]] = {
-        f"{each.gate.model} {each.gate.session}": each.detail["summary"] for each in verdicts if "summary" in each.detail
+        f"{each.gate.model} {each.gate.session}": each.detail["summary"]
+        for each in verdicts
+        if "summary" in each.detail
     }
     if not columns:
         return ""

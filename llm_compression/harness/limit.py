@@ -1,4 +1,4 @@
-"""The measured limit of this machine: how fast it multiplies the matrices of a model, and reads, checks and copies bytes.
+"""The measured limits of this machine: a model's matrix products, and a file's bytes read, checked and copied.
 
     python -m llm_compression.harness.limit b16 bfloat16
 

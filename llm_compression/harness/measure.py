@@ -303,10 +303,12 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
 
 def _read_sample(job: Job, answer: dict[str, Any]) -> Sample:
     accuracy = Accuracy(**answer.pop("accuracy"))
-    waits = {name: Waits(**answer.pop(name)) for name in ("first_waits", "call_waits")}
+    first_waits, call_waits = (Waits(**answer.pop(name)) for name in ("first_waits", "call_waits"))
     latency, batches = tuple(answer.pop("latency_ms")), tuple(answer.pop("batch_ms"))
     if (len(latency), len(batches)) != (job.calls, job.batches):
         raise MeasurementError(
             f"{len(latency)} calls and {len(batches)} batches, expected {job.calls} and {job.batches}"
         )
-    return Sample(job=job, accuracy=accuracy, latency_ms=latency, batch_ms=batches, **waits, **answer)
+    spans = {"first_waits": first_waits, "call_waits": call_waits}
+    figures: dict[str, Any] = {**answer, **spans, "latency_ms": latency, "batch_ms": batches}
+    return Sample(job=job, accuracy=accuracy, **figures)

@@ -188,7 +188,9 @@ class Series:
 
         return self._once(("starts", job), lambda: self.undisturbed.take(start, ROUNDS, lambda each: each.waits))
 
-    def _once(self, key: Any, take: Callable[[], tuple[list[T], tuple[float, ...]]]) -> tuple[list[T], tuple[float, ...]]:
+    def _once(
+        self, key: Any, take: Callable[[], tuple[list[T], tuple[float, ...]]]
+    ) -> tuple[list[T], tuple[float, ...]]:
         """What was taken before under this key, an error too; else what is taken now."""
         if key not in self._made:
             try:

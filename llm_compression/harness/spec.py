@@ -303,7 +303,9 @@ def _read_references(path: Path) -> tuple[Reference, ...]:
     found = []
     for line, cells in _read_table(path, "Reference machine", r"reference machines?\b", "metric", REFERENCE_COLUMNS):
         if len(cells) != len(REFERENCE_COLUMNS) or not all(cells) or not _NUMBER_CELL.fullmatch(cells[2]):
-            raise SpecError(path, line, f"cells {list(cells)}, expected a metric, a model, a rate, its unit and a metric")
+            raise SpecError(
+                path, line, f"cells {list(cells)}, expected a metric, a model, a rate, its unit and a metric"
+            )
         found.append(Reference(cells[0], cells[1], float(cells[2]), cells[3], cells[4]))
     return tuple(found)
 
@@ -412,7 +414,9 @@ def _reference_problems(spec: Spec) -> Iterator[str]:
             if (metric, each.model) not in known:
                 yield f"{name}: there is no gate of the metric {metric!r} for this model"
     quantities = [each.quantity for each in spec.conditions]
-    yield from (f"condition {each!r} is listed more than once" for each in set(quantities) if quantities.count(each) > 1)
+    yield from (
+        f"condition {each!r} is listed more than once" for each in set(quantities) if quantities.count(each) > 1
+    )
 
 
 def _out_of_order(kind: str, numbers: Iterable[int]) -> Iterator[str]:

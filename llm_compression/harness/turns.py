@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final
@@ -51,7 +52,8 @@ class Live:
             text=True,
             env={**os.environ, **OFFLINE},
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         try:
             self.ready = self._answer()
         except BaseException:
@@ -64,7 +66,11 @@ class Live:
     ) -> None:
         self._process.kill()
         self._process.wait()
-        self._errors.close()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            with suppress(BrokenPipeError):  # what it was asked last and never read
+                stream.close()
 
     def ask(self) -> dict[str, Any]:
         """Its answer to a line.
@@ -73,11 +79,9 @@ class Live:
             MeasurementError: It ended, or did not answer in time.
         """
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended, and why is read below
             self._process.stdin.write("\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it has ended, and why is read below
         return self._answer()
 
     def last(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_compression.harness.gates import CUDA_SESSION, NO_CUDA, Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.gates import CUDA_SESSION, SESSIONS, Judgement, Status, Verdict, judge, read_results
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
 from llm_compression.harness.spec import read_specs
 
@@ -72,7 +72,7 @@ class Checkout:
         gates = [gate for each in read_specs(self.root) for gate in each.gates]
         found, status = read_results(results)
         assert status == done.returncode, done.stdout
-        return judge(gates, found, status, excuse_cuda=True), done.stdout
+        return judge(gates, found, status, lacked={CUDA_SESSION: SESSIONS[CUDA_SESSION]}), done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_gates_are_measured_against_the_table_and_a_miss_fails(checkout: Checkou
     value = found["missed"].value
     assert value is not None
     assert 0 < value < 1e-4
-    assert (found["elsewhere"].reason, found["elsewhere"].excused) == (NO_CUDA, True)
-    assert "memory: sample 3 of 3" in output
+    assert (found["elsewhere"].reason, found["elsewhere"].excused) == (SESSIONS[CUDA_SESSION], True)
+    assert "memory: sample 3, 3 needed" in output
 
 
 @pytest.mark.requirement("13.8", "13.9")

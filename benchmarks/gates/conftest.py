@@ -35,7 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the table of every spec in the checkout."""
+    """Read the table of every spec in the checkout; refuse to measure several gates at once."""
+    distributed = config.getoption("dist", "no") != "no" and not config.option.collectonly
+    if distributed or hasattr(config, "workerinput"):
+        raise pytest.UsageError(
+            "gates: one is measured at a time, as each would slow the others down; run them without -n of pytest-xdist"
+        )
     config.addinivalue_line("markers", "metric(name): the test measures the gates of this metric")
     wanted = config.getoption("gate_session")
     gates = ((spec.name, gate) for spec in read_specs(config.rootpath) for gate in spec.gates)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
+from llm_compression.harness.evidence import NO_CUDA as NO_CUDA
+from llm_compression.harness.evidence import NVIDIA_DRIVER as NVIDIA_DRIVER
 from llm_compression.harness.spec import Gate
 
-NO_CUDA: Final = "no CUDA device"
 CUDA_SESSION: Final = "cuda"
-NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 
 
 class ResultsError(LlmCompressionError):

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_compression.harness.confirm import changes
-from llm_compression.harness.evidence import COLLECTED, NOT_RUN, Part, Record, join
-from llm_compression.harness.gates import NO_CUDA
+from llm_compression.harness.evidence import COLLECTED, NO_CUDA, NOT_RUN, Part, Record, join
 from llm_compression.harness.spec import Gate, Spec, problems
 
 MINIMUM_EXAMPLES: Final = 100

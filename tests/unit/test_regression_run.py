@@ -16,8 +16,8 @@ import pytest
 
 from benchmarks.regression import false_alarms, run
 from benchmarks.regression.rounds import METRICS, Comparison, Key, SideError, Take, Values
-from benchmarks.regression.worktrees import git
 from llm_compression.harness.compare import Outcome, Verdict
+from llm_compression.harness.git import commit_all, git, init
 from llm_compression.harness.measure import Bounds, MeasurementError
 from llm_compression.harness.spec import Floor
 
@@ -35,15 +35,12 @@ def checkout(tmp_path: Path) -> Path:
     """A repository with the spec of this one and two commits that differ in the package."""
     root = tmp_path / "checkout"
     shutil.copytree(ROOT / ".kiro", root / ".kiro")
-    subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
-    git(root, "config", "user.name", "A")
-    git(root, "config", "user.email", "a@example.com")
+    init(root)
     (root / ".gitignore").write_text("reports/\n.cache/\n", encoding="utf-8")
     (root / "llm_compression").mkdir()
     for text in ("one", "two"):
         (root / "llm_compression" / "__init__.py").write_text(text, encoding="utf-8")
-        git(root, "add", "-A")
-        git(root, "commit", "-q", "-m", text)
+        commit_all(root, text)
     return root
 
 
@@ -134,8 +131,7 @@ def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
     taken = []
     measured(lambda side, _: taken.append(side) or values())  # type: ignore[func-returns-value]
     (checkout / "README.md").write_text("no package", encoding="utf-8")
-    git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "three")
+    commit_all(checkout, "three")
     assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
     assert not taken
     assert verdict_of(checkout)["verdict"] == "SAME"

@@ -150,7 +150,7 @@ class TestDry(unittest.TestCase):
 @pytest.mark.requirement("25.4")
 @pytest.mark.parametrize("what", SUBTESTS)
 def test_the_worst_of_a_tests_subtests_counts(project: Project, what: str) -> None:
-    """25.4: WHEN a test has several reports, as of its phases, its subtests and the workers that ran it, THE Harness
+    """25.4: WHEN a test has more than one report, of its phases, its subtests or the workers that ran it, THE Harness
     SHALL record the outcome of the worst."""
     outcome, *lines = SUBTESTS[what]
     body = "".join(f"    {line}\n" for line in lines)

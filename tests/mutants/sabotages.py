@@ -263,8 +263,8 @@ SABOTAGES: Final = (
         (
             Edit(
                 "benchmarks/regression/worktrees.py",
-                "    nearest = [base for base in bases.values() if all(_contains(root, base, other) for other in bases.values())]",
-                "    nearest = list(bases.values())",
+                " if all(_contains(root, base, other) for other in bases.values())]",
+                "]",
             ),
         ),
         _tests("tests/unit/test_regression_worktrees.py", "-k", "main_branch"),

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class LlmCompressionError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. A copied or pickled one keeps its message and attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would give the finished message to the constructor once more
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(
+    kind: type[LlmCompressionError], arguments: tuple[Any, ...], attributes: Mapping[str, Any]
+) -> LlmCompressionError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigError(LlmCompressionError, ValueError):

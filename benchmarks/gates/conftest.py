@@ -50,7 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the table of every spec in the checkout."""
+    """Read the table of every spec in the checkout; refuse to measure several gates at once."""
+    distributed = config.getoption("dist", "no") != "no" and not config.option.collectonly
+    if distributed or hasattr(config, "workerinput"):
+        raise pytest.UsageError(
+            "gates: one is measured at a time, as each would slow the others down; run them without -n of pytest-xdist"
+        )
     config.addinivalue_line("markers", "metric(name): the test measures the gates of this metric")
     wanted = config.getoption("gate_session")
     config.stash[SPECS], config.stash[LACKED] = read_specs(config.rootpath), sessions_lacked()
@@ -146,7 +151,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             # for the evidence
             name = next(f"{spec}:{gate.id}" for spec, each in item.config.stash[GATES] if each is gate)
             row = {"gate": name, "limit": f"{gate.comparison} {gate.limit:g}", "unit": gate.unit}
-            item.user_properties.append(("gate", {**row, "device": gate.session}))
+            absent = item.config.stash[LACKED].get(gate.session, "")
+            item.user_properties.append(("gate", {**row, "device": gate.session, "absent": absent}))
             group = gate.metric if gate.unit == "ms" else f"{gate.metric}, in thousandths of {gate.unit}"
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=group))
 

@@ -28,12 +28,12 @@ from benchmarks.regression.worktrees import (
     checked_out,
     default_base,
     find,
-    git,
     is_dirty,
 )
 from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.checkpoints import VARIANTS
 from llm_compression.harness.compare import Outcome, not_comparable
+from llm_compression.harness.git import GitError, git
 from llm_compression.harness.machine import machine
 from llm_compression.harness.measure import Bounds
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
@@ -111,7 +111,10 @@ def _parser() -> argparse.ArgumentParser:
         "for wrong usage, 3 for an inconclusive or incomparable result.",
         epilog="example: python -m benchmarks.regression.run --base HEAD~3",
     )
-    parser.add_argument("--base", help="default: the merge base with main, or the commit before")
+    parser.add_argument(
+        "--base",
+        help="default: the nearest merge base with main or master, here or of a remote; on it the commit before",
+    )
     parser.add_argument("--head", default="HEAD", help=f"a revision or {WORKING_TREE} (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=tuple(VARIANTS), default=list(MODELS), metavar="MODEL")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds (default: %(default)g)")
@@ -133,13 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in FILES:
         # a report of an earlier run must not stand for this one
         (out / name).unlink(missing_ok=True)
+    notes: list[str] = []
     try:
         head = find(root, options.head)
-        base = find(root, options.base or default_base(root, head))
-    except RevisionError as error:
+        base = find(root, options.base or default_base(root, head, notes.append))
+    except (RevisionError, GitError) as error:
         print(f"regression: {error}", file=sys.stderr)
         return 2
-    notes = []
     if options.head != WORKING_TREE and is_dirty(root):
         notes.append(f"uncommitted changes are not measured; --head {WORKING_TREE} measures those of tracked files")
     if options.head == WORKING_TREE and (untracked := git(root, "ls-files", "--others", "--exclude-standard", PACKAGE)):

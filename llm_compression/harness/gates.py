@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
+from llm_compression.harness.evidence import INVALID, NO_CUDA, NVIDIA_DRIVER
 from llm_compression.harness.spec import Gate, Reference
 
 CUDA_SESSION: Final = "cuda"
@@ -23,12 +24,10 @@ SESSIONS: Final[Mapping[str, str]] = {
     "cpu-float32": "this processor multiplies bfloat16",
     "cpu-bfloat16": "this processor does not multiply bfloat16 without AMX",
     "cpu-amx": "this processor has no AMX",
-    CUDA_SESSION: "no CUDA device",
+    CUDA_SESSION: NO_CUDA,
 }
-NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
-# how the reason begins of a limit that was missed on a machine slower than the reference, and of disturbed samples
+# how the reason begins of a limit that was missed on a machine slower than the reference
 SLOW: Final = "slower than the reference machine"
-INVALID: Final = "INVALID"
 
 
 class ResultsError(LlmCompressionError):

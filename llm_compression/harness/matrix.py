@@ -126,13 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root, reports = options.root, options.root / EVIDENCE_DIRECTORY.parent
     try:
         source, specs = source_of(root), read_specs(root)
-        parts = {name: part for name, part in read_parts(root / EVIDENCE_DIRECTORY).items() if part.source == source}
+        found = read_parts(root / EVIDENCE_DIRECTORY)
+        parts = {name: part for name, part in found.items() if part.source == source}
         matrix = build_matrix(root, specs, parts, strict=options.strict)
     except LlmCompressionError as error:
         print(error, file=sys.stderr)
         return 1
     write_joined(reports / "evidence.json", source, parts)
-    print(*map(summary, specs), to_text(matrix), headline(matrix, source), sep="\n\n")
+    notes = [f"git knows no commit: {source.reason}"] if source.reason else []
+    if others := sorted(found.keys() - parts.keys()):
+        notes.append(f"of another source tree, and not counted: the evidence of {', '.join(others)}")
+    print(*map(summary, specs), to_text(matrix), *notes, headline(matrix, source), sep="\n\n")
     if options.write:
         (reports / "spec.md").write_text(to_markdown(matrix, source), encoding="utf-8")
         (reports / "spec.html").write_text(to_html(matrix, source), encoding="utf-8")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from llm_compression.harness.confirm import changes
-from llm_compression.harness.evidence import COLLECTED, NOT_RUN, Part, Record, join
-from llm_compression.harness.gates import NO_CUDA
-from llm_compression.harness.spec import Gate, Spec, problems
+from llm_compression.harness.evidence import COLLECTED, INVALID, NOT_RUN, Part, Record, join
+from llm_compression.harness.spec import Gate, Reference, Spec, problems
 
 MINIMUM_EXAMPLES: Final = 100
 
@@ -21,6 +20,7 @@ class State(StrEnum):
 
     FAILED = "FAILED"
     NOT_RUN = "NOT RUN"
+    INVALID = "INVALID"
     NOT_MEASURABLE = "NOT MEASURABLE HERE"
     PROVEN = "PROVEN"
     UNCITED = "UNCITED"
@@ -90,7 +90,10 @@ def build_matrix(root: Path, specs: Sequence[Spec], parts: dict[str, Part], *, s
     records, complete = join(list(parts.values())), COLLECTED in parts
     found: list[str] = []
     rows: list[Row] = []
-    judged = [_judge(record, specs) for record in records]
+    alone = [_judge(record, specs) for record in records]
+    judged = [
+        _on_this_machine(record, proof, records, alone, specs) for record, proof in zip(records, alone, strict=True)
+    ]
     for spec in specs:
         proofs, gone = _proofs_of(spec, specs, records, judged)
         own = list(_rows(spec, proofs, State.UNCITED if complete else State.NOT_RUN))
@@ -137,8 +140,13 @@ def _judge(record: Record, specs: Sequence[Spec]) -> Proof:
     state, reason, value = State.PROVEN, "", ""
     if record.outcome == NOT_RUN:
         state = State.NOT_RUN
-    elif record.outcome == "skipped" and gate and record.lacks == gate.session and record.reason == NO_CUDA:
+    elif record.outcome == "skipped" and gate and record.lacks == gate.session and record.reason == record.absent:
         state, reason = State.NOT_MEASURABLE, record.reason
+    elif record.outcome == "skipped" and gate and record.disturbed and record.reason.startswith(INVALID):
+        state, reason = State.INVALID, record.reason
+    elif record.outcome == "skipped" and gate and record.value is not None and _slower(record, gate, specs):
+        # a miss, unless `_on_this_machine` finds the gates that it rests on passed
+        state, reason = State.FAILED, record.reason
     elif record.outcome == "skipped":
         state, reason = State.NOT_RUN, f"was skipped: {record.reason}"
     elif record.outcome != "passed":
@@ -155,6 +163,37 @@ def _judge(record: Record, specs: Sequence[Spec]) -> Proof:
     elif record.examples is not None:
         value = f"{record.examples} examples"
     return Proof(record.node, state, record.outcome, reason, value)
+
+
+def _reference_of(gate: Gate, specs: Sequence[Spec]) -> Reference | None:
+    rows = (each for spec in specs for each in spec.references)
+    return next((each for each in rows if (each.metric, each.model) == (gate.metric, gate.model)), None)
+
+
+def _slower(record: Record, gate: Gate, specs: Sequence[Spec]) -> bool:
+    reference = _reference_of(gate, specs)
+    return reference is not None and record.rate is not None and record.rate < reference.rate
+
+
+def _on_this_machine(
+    record: Record, proof: Proof, records: Sequence[Record], judged: Sequence[Proof], specs: Sequence[Spec]
+) -> Proof:
+    """The proof of a gate that was missed on a slow machine: what the gates are that it rests on."""
+    gate = _gate_of(record, specs)
+    if record.outcome != "skipped" or proof.state is not State.FAILED or gate is None:
+        return proof
+    reference = _reference_of(gate, specs)
+    states = []
+    for other, its in zip(records, judged, strict=True):
+        found = _gate_of(other, specs)
+        if found and reference and (found.metric, found.model) == (reference.rests_on, reference.model):
+            states.append(its.state)
+    rests_on = {state for state in states if state is not State.NOT_MEASURABLE}
+    if rests_on == {State.PROVEN}:
+        return replace(proof, state=State.NOT_MEASURABLE)
+    if rests_on and rests_on <= {State.PROVEN, State.INVALID}:
+        return replace(proof, state=State.INVALID)
+    return replace(proof, reason=f"{proof.reason}, and what it rests on is {', '.join(sorted(rests_on)) or 'not there'}")
 
 
 def _gate_of(record: Record, specs: Sequence[Spec]) -> Gate | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from llm_compression.harness.gates_text import (
     table_lines,
     table_markdown,
 )
+from llm_compression.harness.git import GitError, changed, head
 from llm_compression.harness.machine import MachineInfo, machine
 from llm_compression.harness.measure import encode_files
 from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
@@ -55,7 +55,7 @@ class Report:
     Attributes:
         judgement: The verdicts.
         machine: Where they were measured.
-        commit: The revision, with ``+`` where files differ from it; empty outside git.
+        commit: The revision, with ``+`` where files differ from it, or why git knows none.
         measured_at: Date and time, UTC.
         photos: The photos and their neighbours; empty where none were encoded.
     """
@@ -112,7 +112,7 @@ def to_markdown(report: Report) -> str:
         "system": info.system,
         "Python": info.python,
         **info.versions,
-        "commit": report.commit or "not in git",
+        "commit": report.commit,
         "measured": report.measured_at,
     }
     table = markdown_table(("", ""), [(name, str(value)) for name, value in facts.items()])
@@ -167,17 +167,11 @@ def _lowest_files(verdicts: Iterable[Verdict]) -> list[str]:
 
 
 def commit_of(root: Path) -> str:
-    """The revision of a checkout, with ``+`` where files differ from it; empty outside git or without git."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    """The revision of a checkout, with ``+`` where files differ from it; where git knows none, its reason."""
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return ""
+        return head(root) + ("+" if changed(root) else "")
+    except GitError as error:
+        return f"unknown: {error.reason}"
 
 
 def encode_photos(variant: str, cache: Path) -> tuple[Neighbour, ...]:

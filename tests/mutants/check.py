@@ -7,7 +7,6 @@ unseen, cannot be applied any more, or is seen by something else than it names.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -19,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from llm_compression.errors import LlmCompressionError
+from llm_compression.harness import git
 from tests.mutants.sabotages import SABOTAGES, Command, Edit, Sabotage
 
 ROOT: Final = Path(__file__).parents[2]
-_GIT: Final = ("git", "-c", "user.name=mutants", "-c", "user.email=mutants@localhost", "-c", "commit.gpgsign=false")
 _TIMEOUT_S: Final = 900
 
 
@@ -33,17 +32,14 @@ class SabotageError(LlmCompressionError):
 @contextmanager
 def copy_of(root: Path) -> Iterator[Path]:
     """A copy of what git does not ignore, committed in a repository of its own, with the seeded models at hand."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True, env=_environment())
-    names = found.stdout.split("\0")
     with TemporaryDirectory() as scratch:
         copy = Path(scratch, "copy")
-        for name in filter(None, names):
+        for name in git.files(root):
             if (root / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, copy / name)
-        subprocess.run([*_GIT, "init", "-q", "-b", "main"], cwd=copy, check=True, env=_environment())
-        _commit(copy, "untouched")
+        git.init(copy)
+        git.commit_all(copy, "untouched")
         (copy / ".cache" / "models").mkdir(parents=True)
         for model in (root / ".cache" / "models").glob("*"):
             # one by one, so that a sabotage that makes another model removes a link and not the model
@@ -66,7 +62,7 @@ def apply(edits: Sequence[Edit], copy: Path) -> None:
         if text.count(edit.old) != 1:
             raise SabotageError(f"{edit.file}: found {text.count(edit.old)} times, expected once: {edit.old!r}")
         path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
-    _commit(copy, "sabotaged")
+    git.commit_all(copy, "sabotaged")
 
 
 def run(commands: Sequence[Command], copy: Path) -> tuple[bool, str]:
@@ -104,20 +100,14 @@ def missed(sabotage: Sabotage, root: Path) -> str:
 def failing(commands: Sequence[Command], root: Path) -> str:
     """What a check prints that fails without any sabotage; empty where it succeeds."""
     with copy_of(root) as copy:
-        _commit(copy, "nothing", "--allow-empty")
+        git.commit_all(copy, "nothing")
         succeeded, output = run(commands, copy)
     return "" if succeeded else output[-3000:]
 
 
-def _commit(copy: Path, message: str, *options: str) -> None:
-    subprocess.run(["git", "add", "-A"], cwd=copy, check=True, env=_environment())
-    subprocess.run([*_GIT, "commit", "-q", "-m", message, *options], cwd=copy, check=True, env=_environment())
-
-
 def _environment() -> dict[str, str]:
     """Nothing that names another repository, as git's hooks do, or a report of the real run."""
-    hidden = ("GIT_", "GITHUB_STEP_SUMMARY")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return {name: value for name, value in git.environment().items() if name != "GITHUB_STEP_SUMMARY"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

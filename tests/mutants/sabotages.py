@@ -7,6 +7,7 @@ from typing import Final
 
 INFERENCE: Final = "llm_compression/inference"
 MULTIMODAL: Final = "llm_compression/multimodal"
+HARNESS: Final = "llm_compression/harness"
 SPEC: Final = ".kiro/specs/multimodal-encoder-system"
 
 
@@ -208,5 +209,65 @@ SABOTAGES: Final = (
         ),
         _spec_after(),
         r"task 1\.4 is ticked, but not proven",
+    ),
+    Sabotage(
+        "the load average in what a machine is",
+        (
+            Edit(
+                f"{HARNESS}/evidence.py",
+                '"processor": _processor(),',
+                '"processor": _processor(),\n        "load": os.getloadavg()[0],',
+            ),
+        ),
+        _tests("tests/unit/test_evidence.py", "tests/unit/test_plugin.py", "-k", "machine or load"),
+        "test_a_run_under_another_load_keeps_the_first",
+    ),
+    Sabotage(
+        "only the outcomes of the process that writes",
+        (
+            Edit(
+                f"{HARNESS}/plugin.py",
+                "        if told is None:\n",
+                '        if told is None or hasattr(report, "node"):\n',
+            ),
+        ),
+        _tests("tests/unit/test_plugin_workers.py", "-k", "worker"),
+        "test_what_fails_in_a_worker_is_no_longer_passed",
+    ),
+    Sabotage(
+        "the outcome of a test without its subtests",
+        (
+            Edit(
+                f"{HARNESS}/plugin.py",
+                'if report.outcome != "passed" or (report.when == "call" and not part):',
+                'if not part and (report.outcome != "passed" or report.when == "call"):',
+            ),
+        ),
+        _tests("tests/unit/test_plugin.py", "-k", "subtests"),
+        "test_the_worst_of_a_tests_subtests_counts",
+    ),
+    Sabotage(
+        "a pass for a subtest that passed before the test was interrupted",
+        (Edit(f"{HARNESS}/plugin.py", '(report.when == "call" and not part)', 'report.when == "call"'),),
+        _tests("tests/unit/test_plugin.py", "-k", "subtests"),
+        "interrupted behind one that passed",
+    ),
+    Sabotage(
+        "git where a hook's environment points",
+        (Edit(f"{HARNESS}/git.py", 'if not name.startswith("GIT_") or', "if True or"),),
+        _tests("tests/unit/test_git.py", "-k", "hook"),
+        "test_a_hooks_environment_redirects_nothing",
+    ),
+    Sabotage(
+        "the base of the first main branch that is there",
+        (
+            Edit(
+                "benchmarks/regression/worktrees.py",
+                " if all(_contains(root, base, other) for other in bases.values())]",
+                "]",
+            ),
+        ),
+        _tests("tests/unit/test_regression_worktrees.py", "-k", "main_branch"),
+        "test_an_old_main_branch_never_gives_the_base_unseen",
     ),
 )

@@ -1,26 +1,39 @@
-"""Properties of the join of spec and evidence."""
+"""Runs of one tree, one after another, in any order and selection."""
 
 from __future__ import annotations
 
-from random import Random
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.harness.proofs import State, state_of
+from llm_compression.harness.evidence import NOT_RUN, OUTCOMES, Part, Record, Source, merge, read_part, write_part
 
-PROOFS = [state for state in State if state is not State.UNCITED]
+NODES = tuple(f"tests/test_a.py::test_{name}" for name in "abcde")
+# of each run: the tests that were selected, and what became of them
+RUNS = st.lists(st.dictionaries(st.sampled_from(NODES), st.sampled_from(OUTCOMES)), min_size=1, max_size=6)
 
 
-@pytest.mark.property(22)
-@given(states=st.lists(st.sampled_from(PROOFS)), shuffle=st.randoms(use_true_random=False))
-def test_one_bad_proof_decides(states: list[State], shuffle: Random) -> None:
-    """Property 22: *For any* proofs of a criterion, it is PROVEN only where there is one and every one of them passed,
-    and FAILED where any of them failed."""
-    state = state_of(states)
-    assert (state is State.PROVEN) == (bool(states) and set(states) == {State.PROVEN})
-    assert (state is State.FAILED) == (State.FAILED in states)
-    assert (state is State.UNCITED) == (not states)
-    shuffle.shuffle(states)
-    assert state_of(states) is state
+def records(run: dict[str, str]) -> tuple[Record, ...]:
+    return tuple(Record(node, ("1.1",), outcome=outcome) for node, outcome in run.items())
+
+
+@pytest.mark.property(33)
+@given(RUNS)
+def test_a_run_takes_no_outcome_away(runs: list[dict[str, str]]) -> None:
+    """Property 33: For any runs of one tree, one after another, the evidence holds each test that any of them had,
+    with its outcome in the last run that ran it."""
+    expected: dict[str, str] = {}
+    for run in runs:
+        expected |= {node: outcome for node, outcome in run.items() if outcome != NOT_RUN or node not in expected}
+    found: tuple[Record, ...] = ()
+    for run in runs:
+        found = merge(found, records(run))
+    assert {record.node: record.outcome for record in found} == expected
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "tests.json")
+        for commit, run in enumerate(runs):
+            write_part(path, Part(Source(str(commit), commit % 2 > 0, "a1"), {"python": "3.11"}, records(run)))
+        assert read_part(path).records == found

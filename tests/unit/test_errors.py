@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import pickle
+import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+import benchmarks.regression
+import llm_compression
 from llm_compression.errors import CheckpointError, ConfigError, ImageError, LlmCompressionError, WeightFormatError
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
@@ -47,6 +53,55 @@ def test_an_image_error_says_which_image(position: int | None, name: str | None,
     error = ImageError("too small", position=position, name=name)
     assert str(error) == message
     assert (error.reason, error.position, error.name) == ("too small", position, name)
+
+
+def errors_of(kind: type[LlmCompressionError] = LlmCompressionError) -> Iterator[type[LlmCompressionError]]:
+    """Every class of errors that the package and the regression report have."""
+    yield kind
+    for each in kind.__subclasses__():
+        yield from errors_of(each)
+
+
+for _package in (llm_compression, benchmarks.regression):
+    for _module in pkgutil.walk_packages(_package.__path__, f"{_package.__name__}."):
+        if not _module.name.endswith("__main__"):
+            importlib.import_module(_module.name)
+
+# the arguments of those whose constructor takes more than a message
+ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "TextError": (("no token",), {"position": 3}),
+    "ImageError": (("too small",), {"position": 3, "name": "a/b.png"}),
+    "SpecError": ((Path("a.md"), 7, "no number"), {}),
+    "SideError": (("head", WeightFormatError("cut short")), {}),
+    "GitError": (("not installed", "status"), {}),
+}
+
+
+def _pickled(protocol: int) -> Callable[[Any], Any]:
+    return lambda each: pickle.loads(pickle.dumps(each, protocol))
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {"copy": copy.copy, "deepcopy": copy.deepcopy}
+WAYS |= {f"pickle {protocol}": _pickled(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)}
+ERRORS = {each.__name__: each for each in errors_of()}
+
+
+@pytest.mark.requirement("25.15")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_a_copy_says_what_its_original_says(name: str, way: str) -> None:
+    """25.15: WHEN an error of the Package is copied or pickled, THE Package SHALL keep its class, message, attributes
+    and notes, however often that is done."""
+    error = ERRORS[name]
+    arguments, named = ARGUMENTS.get(name, (("width: 7, expected 8",), {}))
+    given = error(*arguments, **named)
+    given.add_note("seen twice")
+    again = WAYS[way](WAYS[way](given))
+    assert (type(again), str(again), again.args) == (error, str(given), given.args)
+    assert again.__dict__.keys() == given.__dict__.keys()
+    assert {name: str(value) for name, value in vars(again).items()} == {n: str(v) for n, v in vars(given).items()}
+    assert again.__notes__ == ["seen twice"]
+    assert again is not given
 
 
 Refusal = Callable[[VisionEncoder, Path], Any]

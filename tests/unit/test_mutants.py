@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from llm_compression.harness import git
 from tests.mutants import check
 from tests.mutants.check import SabotageError, apply, copy_of, missed
 from tests.mutants.sabotages import SABOTAGES, Edit, Sabotage
@@ -22,7 +22,7 @@ def project(tmp_path: Path) -> Path:
     (root / "answer.py").write_text("ANSWER = 42\n")
     (root / ".gitignore").write_text(".cache/\n__pycache__/\nsecret\n")
     (root / "secret").write_text("ignored")
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    git.init(root)
     return root
 
 
@@ -49,8 +49,7 @@ def test_what_the_copy_holds(project: Path) -> None:
         assert not (copy / "secret").exists()
         apply((Edit("answer.py", "42", "43"),), copy)
         assert (copy / "answer.py").read_text() == "ANSWER = 43\n"
-        log = subprocess.run(["git", "log", "--format=%s"], cwd=copy, check=True, capture_output=True, text=True).stdout
-        assert log.split() == ["sabotaged", "untouched"]
+        assert git.git(copy, "log", "--format=%s").split() == ["sabotaged", "untouched"]
     assert (project / "answer.py").read_text() == "ANSWER = 42\n"
     assert not copy.exists()
 

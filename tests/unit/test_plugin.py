@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Record, read_part, source_of
+from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Record, machine_facts, read_part, source_of
+from llm_compression.harness.git import commit_all, init
 from tests.small_project import PLUGIN, Project
 
 CASES = """\
@@ -76,8 +77,9 @@ def test_a_run_leaves_what_became_of_each_citing_test(project: Project) -> None:
     result.assert_outcomes(passed=3, failed=1, skipped=1)
     part = read_part(project.root / EVIDENCE_DIRECTORY / "tests.json")
     assert part.source == source_of(project.root)
+    assert part.machine == machine_facts(project.root)
     assert {"processor", "python", "versions", "lacks"} <= part.machine.keys()
-    assert {"torch", "pytest", "hypothesis"} <= part.machine["versions"].keys()
+    assert {"pytest", "hypothesis"} <= part.machine["versions"].keys()
     found = records(project)
     assert set(found) == {"test_dry", "test_quiet", "test_heat[heat]", "test_heat[heat-cuda]"}
     dry, quiet, heat = found["test_dry"], found["test_quiet"], found["test_heat[heat]"]
@@ -105,6 +107,140 @@ def test_every_outcome(project: Project) -> None:
         "test_skipped_teardown": ("error", "ValueError: dripped"),
         "test_interrupted": ("not run", ""),
     }
+
+
+SUBTESTS = {
+    "the first fails": ("failed", "with subtests.test(): assert False, 'wet'", "with subtests.test(): assert True"),
+    "the last fails": ("failed", "with subtests.test(): assert True", "with subtests.test(): assert False, 'wet'"),
+    "the only one fails": ("failed", "with subtests.test(): assert False, 'wet'"),
+    "all fail": ("failed", "for i in range(3):", "  with subtests.test(i=i): assert False, 'wet'"),
+    "one is skipped": ("skipped", "with subtests.test(): pytest.skip('no water')", "with subtests.test(): pass"),
+    "one is expected to fail": ("xfailed", "with subtests.test(): pytest.xfail('known')", "with subtests.test(): pass"),
+    "skipped, then failing": (
+        "failed",
+        "with subtests.test(): pytest.skip('no water')",
+        "with subtests.test(): assert False, 'wet'",
+    ),
+    "inner ones fail": (
+        "failed",
+        "with subtests.test():",
+        "  with subtests.test(): assert False, 'wet'",
+        "  assert True",
+    ),
+    "an error beside them": ("failed", "with subtests.test(): pass", "raise ValueError('dropped')"),
+    "all pass": ("passed", "with subtests.test(): pass", "with subtests.test(): pass"),
+    "interrupted behind one that passed": ("not run", "with subtests.test(): pass", "pytest.exit('enough')"),
+    "interrupted behind one that failed": (
+        "failed",
+        "with subtests.test(): assert False, 'wet'",
+        "pytest.exit('enough')",
+    ),
+}
+UNITTEST = """\
+import unittest, pytest
+class TestDry(unittest.TestCase):
+    @pytest.mark.requirement("1.3")
+    def test_dry(self):
+        for position in range(4):
+            with self.subTest(position=position):
+                self.assertEqual({}, 1)
+"""
+
+
+@pytest.mark.requirement("25.4")
+@pytest.mark.parametrize("what", SUBTESTS)
+def test_the_worst_of_a_tests_subtests_counts(project: Project, what: str) -> None:
+    """25.4: WHEN a test has more than one report, of its phases, its subtests or the workers that ran it, THE Harness
+    SHALL record the outcome of the worst."""
+    outcome, *lines = SUBTESTS[what]
+    body = "".join(f"    {line}\n" for line in lines)
+    text = f'import pytest\n\n@pytest.mark.requirement("1.3")\ndef test_it(subtests):\n{body}'
+    project.files["tests"].write_text(text, encoding="utf-8")
+    project.run("tests", "tests")
+    assert records(project)["test_it"].outcome == outcome
+    assert records(project)["test_it"].requirements == ("1.3",)
+
+
+@pytest.mark.requirement("25.4")
+@pytest.mark.parametrize(("value", "outcome"), [("position % 2", "failed"), ("1", "passed"), ("position", "failed")])
+def test_the_worst_of_a_unittests_subtests_counts(project: Project, value: str, outcome: str) -> None:
+    """25.4: ... also of `unittest.TestCase.subTest`."""
+    project.files["tests"].write_text(UNITTEST.format(value), encoding="utf-8")
+    project.run("tests", "tests")
+    assert records(project)["test_dry"].outcome == outcome
+
+
+@pytest.mark.requirement("25.4")
+def test_a_test_that_passes_when_run_again_has_failed(project: Project) -> None:
+    """25.4: ... a plugin that runs a failing test again leaves a report of a kind of its own."""
+    again = (
+        "import pytest\n"
+        "from _pytest.runner import runtestprotocol\n"
+        "def pytest_runtest_protocol(item, nextitem):\n"
+        "    for attempt in (1, 2):\n"
+        "        for report in runtestprotocol(item, nextitem=nextitem, log=False):\n"
+        "            if attempt == 1 and report.failed:\n"
+        "                report.outcome = 'rerun'\n"
+        "            item.ihook.pytest_runtest_logreport(report=report)\n"
+        "    return True\n"
+    )
+    (project.root / "conftest.py").write_text(again, encoding="utf-8")
+    project.change(
+        "tests", "def test_quiet(kettle):\n    pass", "def test_quiet(ran=[]):\n    ran.append(1); assert ran[1:]"
+    )
+    project.run("tests", "tests", "-k", "quiet")
+    assert records(project)["test_quiet"].outcome == "failed"
+
+
+@pytest.mark.requirement("25.3")
+def test_a_run_under_another_load_keeps_the_first(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """25.3: the full run of a busy machine is not lost when one test of it is run again on a quiet one."""
+    for load, arguments in ((7.0, ()), (0.1, ("-k", "quiet"))):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
+        project.run("tests", "tests", *arguments)
+    assert {name: record.outcome for name, record in records(project).items()} == {
+        "test_dry": "passed",
+        "test_quiet": "passed",
+    }
+
+
+@pytest.mark.requirement("25.9")
+def test_the_reason_of_git_is_shown(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """25.9: IF git gives no commit of a checkout, THEN THE Harness SHALL show the reason that git gives: in the run
+    that records and in the one that judges, where the evidence counts as before."""
+    init(project.root)
+    commit_all(project.root, "first")
+    project.run("tests", "tests")
+    assert "git knows no commit" not in capsys.readouterr().out
+    with (project.root / ".git" / "config").open("a", encoding="utf-8") as file:
+        file.write("[\n")
+    result = project.run("tests", "tests", "-k", "quiet")
+    result.stdout.fnmatch_lines(["evidence: git knows no commit: *bad config line*"])
+    assert len(records(project)) == 2
+    capsys.readouterr()
+    project.judge()
+    out = capsys.readouterr().out
+    assert "git knows no commit: fatal: bad config line" in out
+    assert "not counted" not in out
+
+
+@pytest.mark.requirement("20.5")
+def test_evidence_that_does_not_count_is_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """20.5: IF evidence belongs to another source tree, THEN THE Harness SHALL count none of its outcomes."""
+    project.run("tests", "tests")
+    project.change("tests", "yield 1", "yield 2")
+    capsys.readouterr()
+    project.judge()
+    assert "of another source tree, and not counted: the evidence of tests" in capsys.readouterr().out
+
+
+@pytest.mark.requirement("25.1")
+def test_a_list_of_sources_that_is_wrong_is_a_usage_error(project: Project) -> None:
+    """25.1: ... it is told before the first test runs."""
+    (project.root / "pyproject.toml").write_text("[tool.evidence]\nsources = 1\n", encoding="utf-8")
+    result = project.run("tests", "tests")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--evidence: *pyproject.toml: tool.evidence.sources is 1, expected a list*"])
 
 
 @pytest.mark.requirement("20.3")
@@ -151,10 +287,13 @@ def test_a_second_run_of_a_tree_adds_and_a_run_of_another_replaces(project: Proj
 @pytest.mark.requirement("20.5")
 def test_a_tree_that_changes_while_its_tests_run_leaves_no_evidence(project: Project) -> None:
     """20.5: what was run may belong to the files before or after: it counts for neither."""
-    project.change("tests", "assert False", "open(__file__, 'a').write('# later')")
+    project.run("tests", "tests", "-k", "dry")
+    before = (project.root / EVIDENCE_DIRECTORY / "tests.json").read_bytes()
+    project.change("tests", "assert False", "import pathlib; pathlib.Path(__file__).with_name('new.py').touch()")
     result = project.run("tests", "tests")
-    result.stdout.fnmatch_lines(["evidence: files changed while the tests ran*"])
-    assert records(project) == {}
+    result.stdout.fnmatch_lines(["evidence: none is kept, as files changed while the tests ran: tests/new.py"])
+    # what lies there is of another tree, to which the files may go back
+    assert (project.root / EVIDENCE_DIRECTORY / "tests.json").read_bytes() == before
 
 
 @pytest.mark.requirement("20.2")

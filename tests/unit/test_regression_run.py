@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 
 from benchmarks.regression import false_alarms, run
 from benchmarks.regression.rounds import METRICS, Comparison, Key, SideError, Take, Values
-from benchmarks.regression.worktrees import git
 from llm_compression.harness.compare import Outcome, Verdict
+from llm_compression.harness.git import commit_all, git, init
 from llm_compression.harness.measure import Bounds, MeasurementError
 from llm_compression.harness.spec import Floor
 
@@ -35,15 +36,12 @@ def checkout(tmp_path: Path) -> Path:
     """A repository with the spec of this one and two commits that differ in the package."""
     root = tmp_path / "checkout"
     shutil.copytree(ROOT / ".kiro", root / ".kiro")
-    subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
-    git(root, "config", "user.name", "A")
-    git(root, "config", "user.email", "a@example.com")
+    init(root)
     (root / ".gitignore").write_text("reports/\n.cache/\n", encoding="utf-8")
     (root / "llm_compression").mkdir()
     for text in ("one", "two"):
         (root / "llm_compression" / "__init__.py").write_text(text, encoding="utf-8")
-        git(root, "add", "-A")
-        git(root, "commit", "-q", "-m", text)
+        commit_all(root, text)
     return root
 
 
@@ -119,7 +117,7 @@ def test_main_exits_with_2_for_wrong_usage(
     (checkout / "reports").mkdir()
     (checkout / "reports" / "regression.json").write_text('{"exit_status": 0}', encoding="utf-8")
     assert run.main(["--root", str(checkout), *arguments]) == 2
-    assert "is no revision" in capsys.readouterr().err
+    assert re.search(r"is no revision|there is no commit before", capsys.readouterr().err)
     assert not (checkout / "reports" / "regression.json").exists()
     with pytest.raises(SystemExit) as caught:
         run.main(["--models", "none"])
@@ -134,8 +132,7 @@ def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
     taken = []
     measured(lambda side, _: taken.append(side) or values())  # type: ignore[func-returns-value]
     (checkout / "README.md").write_text("no package", encoding="utf-8")
-    git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "three")
+    commit_all(checkout, "three")
     assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
     assert not taken
     assert verdict_of(checkout)["verdict"] == "SAME"
@@ -308,3 +305,30 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert latency["REGRESSED"] == 3
     throughput = next(each for each in found["metrics"] if each["metric"] == "throughput tiny")
     assert throughput["IMPROVED"] == 3
+
+
+@pytest.mark.requirement("25.13")
+def test_an_old_main_branch_is_a_note_of_the_report(checkout: Path, measured: Callable[[Take], None]) -> None:
+    """25.13: WHEN another main branch has an older merge base with the head, THE Regression Session SHALL say so in its
+    report."""
+    measured(lambda *_: values())
+    git(checkout, "checkout", "-q", "-b", "topic")
+    commit_all(checkout, "three")
+    git(checkout, "update-ref", "refs/heads/master", "main~1")
+    old, right = git(checkout, "rev-parse", "main~1"), git(checkout, "rev-parse", "main")
+    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
+    found = verdict_of(checkout)
+    assert found["base"]["commit"] == right
+    assert found["notes"] == [
+        f"the base is the nearest merge base, {right[:10]}; an older one is {old[:10]} with master"
+    ]
+    assert "an older one is" in (checkout / "reports" / "regression.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.requirement("25.14")
+def test_a_base_that_is_not_there_is_wrong_usage(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """25.14: ... with the git command that fetches what is missing, and the status of wrong usage."""
+    git(checkout, "branch", "-q", "-m", "work")
+    git(checkout, "remote", "add", "origin", str(checkout))
+    assert run.main(["--root", str(checkout)]) == 2
+    assert "`git fetch origin '+refs/heads/*:refs/remotes/origin/*'`" in capsys.readouterr().err

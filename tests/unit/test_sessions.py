@@ -63,9 +63,9 @@ def test_the_readme_gives_two_commands_that_exist() -> None:
     assert outside == []
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sessions() -> ModuleType:
-    """The noxfile as a module."""
+    """The noxfile as a module; nox refuses the same sessions a second time."""
     spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
     assert spec is not None
     assert spec.loader is not None

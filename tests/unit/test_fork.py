@@ -66,8 +66,9 @@ def test_a_fork_gives_the_rows(
 def test_threads_that_a_fork_does_not_have_are_refused(
     tmp_path: Path, tiny_model: Path, bert: Path, images: Path, assert_within: AssertWithin
 ) -> None:
-    """26.5: IF PyTorch is set to several threads in the thread that a fork kept, THEN THE Package SHALL raise an error
-    that names one thread and `spawn` as the ways out; both work, and so does another thread of the fork."""
+    """26.5: IF PyTorch is set to more than one thread in the thread that a fork kept, THEN THE Package SHALL raise
+    LlmCompressionError with the number found, one thread and `spawn` as what was expected: one thread works, and so
+    does another thread of the fork."""
     found = answers(tmp_path / "found", "refusals", tiny_model, bert, images)
     before = found.pop("before")
     for case in ("with one thread again", "in a new thread"):

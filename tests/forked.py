@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,8 +96,8 @@ def encodings(threads: int, vision: str, bert: str, images: str) -> dict[str, tu
     found: dict[str, tuple[Any, Any]] = {}
     for name, call in CALLS.items():
         found[f"{name}, fork"] = before[name], in_fork(call)
-        found[f"{name}, thread of a fork"] = before[name], in_fork(lambda call=call: in_thread(call))
-        found[f"{name}, fork of a fork"] = before[name], in_fork(lambda call=call: in_fork(call))
+        found[f"{name}, thread of a fork"] = before[name], in_fork(partial(in_thread, call))
+        found[f"{name}, fork of a fork"] = before[name], in_fork(partial(in_fork, call))
         found[f"{name}, pool"] = before[name], in_pool(name)
         found[f"{name}, before the next fork"] = before[name], call()
     fresh = in_fork(lambda: VisionEncoder(vision, dtype="float32").encode(files))
@@ -132,7 +133,7 @@ def refusals(vision: str, bert: str, images: str) -> dict[str, Any]:
             torch.set_num_threads(1)
         return encoder.encode(file)
 
-    found = {name: in_fork(lambda call=call: with_two(call)) for name, call in calls.items()}
+    found = {name: in_fork(partial(with_two, call)) for name, call in calls.items()}
     found["in a new thread"] = in_fork(lambda: in_thread(lambda: with_two(calls["encode"])))
     found["with one thread again"] = in_fork(with_one_again)
     found["before"] = encoder.encode(file)

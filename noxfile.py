@@ -1,7 +1,8 @@
 """The project's sessions: `python -m nox -l` lists them, `python -m nox -s NAME` runs one.
 
 Plain virtual environments with pip, reused, every version pinned by ``constraints.txt``. PyTorch is large, so the
-sessions that import it share the one environment that the session ``environment`` makes.
+sessions that import it share the one environment that the session ``environment`` makes. On Linux without an NVIDIA
+device they take its CPU build, from PyTorch's own index; where that does not answer, what the package index has.
 """
 
 from __future__ import annotations
@@ -27,18 +28,44 @@ ROOT: Final = Path(__file__).parent
 BIN: Final = "Scripts" if os.name == "nt" else "bin"
 PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
 CONSTRAINTS: Final = ("-c", str(ROOT / "constraints.txt"))
+CPU_BUILDS: Final = "https://download.pytorch.org/whl/cpu"
 RESULTS: Final = ROOT / ".cache" / "gate-results.json"
 EVIDENCE: Final = ROOT / "reports" / "evidence"
 
 
-def install(session: nox.Session, *packages: str) -> None:
+def install(session: nox.Session, *packages: str, torch: bool = False, pins: tuple[str, ...] = CONSTRAINTS) -> None:
     """Install pinned versions; pip is asked only once per environment and set of pins."""
     stamp = session.env_dir / "installed.txt"
-    wanted = "\n".join((*packages, (ROOT / "constraints.txt").read_text(), (ROOT / "pyproject.toml").read_text()))
+    wanted = "\n".join((*packages, Path(pins[1]).read_text(), (ROOT / "pyproject.toml").read_text()))
     if stamp.is_file() and stamp.read_text() == wanted:
         return
-    session.install(*CONSTRAINTS, *packages)
+    if torch:
+        install_torch(session, "python", pins)
+    session.install(*pins, *packages)
     stamp.write_text(wanted)
+
+
+def install_torch(session: nox.Session, python: str, pins: tuple[str, ...]) -> None:
+    """Install PyTorch's CPU build where the package index may have a CUDA build of several GB, for no device."""
+    if sys.platform != "linux" or any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg")):
+        return
+    where = ("--index-url", CPU_BUILDS, "--retries", "0", "--timeout", "15")
+    try:
+        # its own dependencies come with the packages, from the package index
+        session.run(python, "-m", "pip", "install", "--no-deps", *where, *pins, "torch", external=True)
+    except nox.command.CommandFailed:
+        session.warn(f"no CPU build of PyTorch from {CPU_BUILDS}: the package index's follows, perhaps of several GB")
+
+
+def lowest_versions() -> list[str]:
+    """Each lower bound of the metadata, as the pin of that version."""
+    project = PROJECT["project"]
+    stated = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    stated += nox.project.dependency_groups(PROJECT, "types")
+    return sorted({requirement.replace(">=", "==") for requirement in stated if ">=" in requirement})
 
 
 def run_python(session: nox.Session, *arguments: str, success_codes: Iterable[int] = (0,)) -> None:
@@ -55,7 +82,8 @@ def evidence(name: str) -> tuple[str, str]:
 @nox.session(default=False)
 def environment(session: nox.Session) -> None:
     """Install what the sessions that import PyTorch share: the package, editable, with its harness."""
-    install(session, "-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types"))
+    packages = ("-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types"))
+    install(session, *packages, torch=True)
 
 
 @nox.session
@@ -82,6 +110,16 @@ def tests(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare with transformers: configurations, images and checkpoints, none of them downloaded."""
     run_python(session, "-m", "pytest", "tests/parity", *evidence("parity"), *session.posargs)
+
+
+@nox.session(default=False)
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that the metadata claims; arguments after -- go to pytest."""
+    pins = session.env_dir / "lowest.txt"
+    pins.write_text("\n".join(lowest_versions()))
+    packages = ("-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types"))
+    install(session, *packages, torch=True, pins=("-c", str(pins)))
+    session.run("python", "-m", "pytest", *(session.posargs or ("tests",)))
 
 
 @nox.session(venv_backend="none", requires=["environment"])
@@ -113,7 +151,7 @@ def measure(session: nox.Session, measured: tuple[str, ...], judged: tuple[str, 
 @nox.session(default=False)
 def peers(session: nox.Session) -> None:
     """Measure beside transformers, ONNX Runtime and OpenVINO in one interleaved run; writes reports/peers.md."""
-    install(session, "-e", ".[peers]")
+    install(session, "-e", ".[peers]", torch=True)
     session.run("python", "-m", "benchmarks.peers.run", *session.posargs)
 
 
@@ -178,6 +216,7 @@ def build(session: nox.Session) -> None:
         programs = Path(scratch, "empty", BIN)
         session.run(sys.executable, "-m", "venv", "empty", external=True)
         wheel = str(next(dist.glob("*.whl")))
+        install_torch(session, str(programs / "python"), CONSTRAINTS)
         session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", *CONSTRAINTS, wheel, external=True)
         session.run(str(programs / "llm-compression"), "--help", external=True)
         session.run(str(programs / "python"), str(ROOT / "tests" / "wheel" / "check_wheel.py"), external=True)

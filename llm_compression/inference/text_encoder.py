@@ -19,7 +19,7 @@ from llm_compression.inference.inference_core import InferenceCore, norm_slot
 from llm_compression.inference.linear import Linear, frozen, kept, resolve_device, resolve_dtype
 from llm_compression.inference.placement import Slot, place
 from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.threads import limit_threads
+from llm_compression.inference.threads import limit_threads, require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.progress import progress
 
@@ -53,6 +53,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         limit_threads()
+        self._process = os.getpid()
         self.weight_loader = WeightLoader(model_path)
         self.config = config = _config_of(self.weight_loader)
         self.device = resolve_device(device)
@@ -101,7 +102,11 @@ class TextEncoder(nn.Module):
             padding: bool (n, tokens), True where a token is padding; None where none is. A CLIP needs none for what
                 stands behind the end token, which no earlier token can see.
             intermediates: Whether to return every step's tensor by name instead, ``embedding`` being the last.
+
+        Raises:
+            LlmCompressionError: As `require_unforked`.
         """
+        require_unforked(self.device, self._process)
         steps: dict[str, Tensor] = {}
         x = F.embedding(ids, self.token_embedding)  # (n, tokens, hidden)
         x = steps["embeddings"] = x + self.position_embedding[: ids.shape[1]]

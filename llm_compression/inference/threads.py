@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,13 @@ from typing import Final
 
 import torch
 
-from llm_compression.errors import ConfigError
+from llm_compression.errors import ConfigError, LlmCompressionError
 
 NUM_THREADS_VARIABLE: Final = "LLM_COMPRESSION_NUM_THREADS"
+_UNLIMITED: Final = 1 << 20
 _counting = threading.RLock()
 _workers: ThreadPoolExecutor | None = None
+_forked: int | None = None  # in a process made by fork, the thread that was there before
 
 
 @cache
@@ -41,7 +44,12 @@ def available_cpus() -> int:
 
 
 def limit_threads() -> None:
-    """Lower PyTorch's intra-op threads to `available_cpus`; a lower count that the caller set stays."""
+    """Lower PyTorch's intra-op threads to `available_cpus`; a lower count that the caller set stays.
+
+    Raises:
+        LlmCompressionError: As `require_unforked`.
+    """
+    require_unforked(torch.device("cpu"), os.getpid())
     with _counting:
         if torch.get_num_threads() > available_cpus():
             torch.set_num_threads(available_cpus())
@@ -68,13 +76,39 @@ def workers() -> ThreadPoolExecutor:
         return _workers
 
 
-def _forget_workers() -> None:
-    global _workers, _counting  # a fork has neither the threads nor who may hold the lock
-    _workers, _counting = None, threading.RLock()
+def require_unforked(device: torch.device, built_in: int) -> None:
+    """Refuse to compute where a fork left behind what computes, which would wait for it for ever.
+
+    Args:
+        device: What computes.
+        built_in: The id of the process that made the model.
+
+    Raises:
+        LlmCompressionError: The device belongs to the process before the fork, or PyTorch was set to more threads than
+            the one that a fork keeps.
+    """
+    if device.type != "cpu" and os.getpid() != built_in:
+        raise LlmCompressionError(
+            f"a model on {device} of process {built_in}, used in its fork {os.getpid()}: expected a process started "
+            "by spawn, or the model built in the fork"
+        )
+    if threading.get_ident() == _forked and torch.get_num_threads() > 1:
+        raise LlmCompressionError(
+            f"PyTorch set to {torch.get_num_threads()} threads in a fork, whose threads are those of the process "
+            "before it: expected torch.set_num_threads(1), or a process started by spawn"
+        )
+
+
+def _start_anew() -> None:
+    """In a fork, which has none of the threads: neither the pools' nor those of OpenMP, nor who may hold the lock."""
+    global _workers, _counting, _forked
+    _workers, _counting, _forked = None, threading.RLock(), threading.get_ident()
+    # OpenMP would wait for the threads that it had; threads that start from here on have pools of their own
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def _start_single_threaded(threads: int) -> ThreadPoolExecutor:
@@ -106,16 +140,58 @@ def _start_single_threaded(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Whole processors of the cgroup's quota (version 2, then 1); a large number without a quota."""
+def _cgroup_cpus(root: Path = Path("/")) -> int:
+    """Whole processors of the least quota among the cgroups that this process is in; a large number without a quota.
+
+    A cgroup's quota holds for what is below it, so each is looked for from the process's own up to the mount
+    (man 7 cgroups; ``cpu.max`` in version 2, ``cpu.cfs_quota_us`` in version 1).
+    """
+    least = _UNLIMITED
+    for directory, mount in _cgroups(root):
+        while True:
+            least = min(least, _quota(directory))
+            if directory in (mount, directory.parent):
+                break
+            directory = directory.parent
+    return least
+
+
+def _cgroups(root: Path) -> Iterator[tuple[Path, Path]]:
+    """The directory of each cgroup of this process that may limit processors, with the mount it is below."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return 1 << 20
-    if quota == "max" or int(quota) <= 0:
-        return 1 << 20
-    return max(1, math.ceil(int(quota) / int(period)))
+        # number:controllers:path, the controllers empty in version 2
+        lines = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        # number parent device root mount options ... - type source options; see man 5 proc
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    for fields in mounts:
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        if kind not in ("cgroup2", "cgroup") or (kind == "cgroup" and "cpu" not in options):
+            continue
+        shown, mount = _unescaped(fields[3]), root / _unescaped(fields[4]).lstrip("/")
+        for _, controllers, path in lines:
+            if ("cpu" in controllers.split(",")) if kind == "cgroup" else not controllers:
+                # a mount may show a part of the tree; what ".." says lies outside of it and is not to be seen
+                inside = ".." not in f"{path}/{shown}".split("/") and Path(path).is_relative_to(shown)
+                yield (mount / Path(path).relative_to(shown) if inside else mount), mount
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, which writes a space as its number."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
+def _quota(cgroup: Path) -> int:
+    """Whole processors that one cgroup allows."""
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / f"cpu.cfs_{kind}_us").read_text().strip() for kind in ("quota", "period"))
+        if quota == "max" or int(quota) <= 0:
+            return _UNLIMITED
+        return max(1, math.ceil(int(quota) / int(period)))
+    # the root of a tree has no such file
+    except (OSError, ValueError, ZeroDivisionError):
+        return _UNLIMITED

@@ -21,7 +21,7 @@ from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, Inference
 from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_device, resolve_dtype
 from llm_compression.inference.memory import REUSABLE_BYTES
 from llm_compression.inference.placement import Slot, place
-from llm_compression.inference.threads import limit_threads
+from llm_compression.inference.threads import limit_threads, require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
 from llm_compression.multimodal.vision_config import VisionConfig
@@ -94,6 +94,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
     ) -> None:
         super().__init__()
         limit_threads()
+        self._process = os.getpid()
         self.weight_loader = WeightLoader(model_path)
         self.config = config = _config_of(self.weight_loader, config)
         self.device = resolve_device(device)
@@ -139,7 +140,11 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         Args:
             pixels: As `ImageProcessor` makes them.
             intermediates: Whether to return every step's tensor by name instead, ``embedding`` being the last.
+
+        Raises:
+            LlmCompressionError: As `require_unforked`.
         """
+        require_unforked(self.device, self._process)
         steps: dict[str, Tensor] = {}
         x = steps["patch_embedding"] = self.patch_embedding(pixels.to(self.device))  # (n, patches, hidden)
         x = torch.cat((self.cls_token.expand(len(x), 1, -1), x), 1)  # (n, 1 + patches, hidden)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,33 +276,70 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("medium") / "source", MEDIUM)
 
 
-@pytest.mark.requirement("9.6")
+# converts, and waits for its end in the middle of a file of which a part is written
+CONVERT_HALF = """
+import signal, sys
+import llm_compression.convert.converter as converter
+
+# what runs in the background of a shell inherits an interrupt that is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
+write = converter.write_weights
+
+
+def half(tensors):
+    for number, pair in enumerate(tensors):
+        if number == 30:
+            print("waiting", flush=True)
+            sys.stdin.read()
+        yield pair
+
+
+converter.write_weights = lambda target, tensors, *given, **named: write(target, half(tensors), *given, **named)
+converter.convert_checkpoint(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.requirement("9.6", "26.8")
 @pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "inherited"),
+    [
+        (signal.SIGKILL, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGINT, signal.SIG_IGN),
+    ],
+)
 def test_a_killed_conversion_leaves_no_half_file(
-    medium: Path, tmp_path: Path, number: signal.Signals, existing: bool
+    tmp_path: Path, number: signal.Signals, inherited: Any, existing: bool
 ) -> None:
     """A real process, killed while it writes: no target appears, an existing one is unchanged, the next try works."""
-    target = tmp_path / "weights.parquet"
+    target, source = tmp_path / "weights.parquet", make_checkpoint(tmp_path / "tiny", "tiny")
     if existing:
-        convert_checkpoint(make_checkpoint(tmp_path / "tiny", "tiny"), tmp_path)
+        convert_checkpoint(source, tmp_path)
     before = target.read_bytes() if existing else None
-    process = subprocess.Popen(
-        [sys.executable, "-c", CONVERT, str(medium), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not any(file.stat().st_size > 1e6 for file in tmp_path.glob(".*.partial")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline, "it did not begin to write"
-        time.sleep(0.001)
-    process.send_signal(number)
-    assert process.wait(timeout=60) != 0
+    found = signal.signal(signal.SIGINT, inherited)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CONVERT_HALF, str(source), str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    finally:
+        signal.signal(signal.SIGINT, found)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        (partial,) = tmp_path.glob(".*.partial")
+        assert partial.stat().st_size > len(b"PAR1"), "nothing was written yet"
+        process.send_signal(number)
+    # leaving the block has closed what it read from, so it went on had it not been killed
+    assert process.returncode != 0
     assert (target.read_bytes() if target.exists() else None) == before
     if number == signal.SIGINT:
         assert list(tmp_path.glob(".*.partial")) == []
-    assert convert_checkpoint(make_checkpoint(tmp_path / "tiny", "tiny"), tmp_path).path == target
+    assert convert_checkpoint(source, tmp_path).path == target
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

@@ -32,6 +32,7 @@ from llm_compression.harness.measure import (
     summarise,
 )
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from tests.conftest import AssertWithin
 from tests.strategies import random_array
 
 SIZE = VARIANTS["tiny"].image_size
@@ -198,14 +199,17 @@ def test_growth_is_what_stays_of_the_calls(tiny_model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.requirement("13.5")
-def test_files_are_encoded_once_more_when_warmed(tiny_model: Path, tmp_path: Path, tiny_encoder: VisionEncoder) -> None:
+def test_files_are_encoded_once_more_when_warmed(
+    tiny_model: Path, tmp_path: Path, tiny_encoder: VisionEncoder, assert_within: AssertWithin
+) -> None:
     """13.5: what is timed is every file, whichever were encoded before; the rows are in the order of the files."""
     files = [tmp_path / f"{number}.png" for number in range(5)]
     for number, file in enumerate(files):
         Image.fromarray(random_array(30 + number, 40, number)).save(file)
     assert encode_files("arrow", tiny_model, files, tmp_path / "rows.npy", dtype="float32", warm=2) > 0
-    rows = np.load(tmp_path / "rows.npy")
-    assert np.array_equal(rows, tiny_encoder.encode(files, normalize=False).numpy())
+    # of a process with as many threads as there are processors
+    rows = torch.from_numpy(np.load(tmp_path / "rows.npy"))
+    assert_within("precision-float32-b16", rows, tiny_encoder.encode(files, normalize=False))
 
 
 @pytest.mark.requirement("8.8")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import itertools
 import re
+import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from nox.command import CommandFailed
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 SESSIONS = (
@@ -42,14 +49,99 @@ def test_every_version_is_pinned() -> None:
     assert behind_a_number <= set(pins)
 
 
-@pytest.mark.requirement("12.9")
+@pytest.mark.requirement("12.9", "26.1")
 def test_the_readme_gives_two_commands_that_exist() -> None:
-    """12.9: WHERE a machine has Python 3.11 and nothing else of the Package's needs, THE Package SHALL run its main job
-    and its tests by the command that its README gives for each."""
+    """26.1: THE Package SHALL give in its README for each of the two a command of one line that installs into an
+    environment of its own, as a system's Python that forbids another installation allows."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^(python -m pip install nox && python -m nox -s (\w+))", readme, re.MULTILINE)
+    command = r"^(python3 -m venv \.venv && \.venv/bin/pip install nox && \.venv/bin/nox -s (\w+))"
+    commands = re.findall(command, readme, re.MULTILINE)
     assert [session for _, session in commands] == ["gates", "tests"]
     assert commands[1][0] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    # no other command of the project installs into the system's Python
+    outside = re.findall(r"^python[\d.]* -m pip install .*", readme + (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert outside == []
+
+
+@pytest.fixture(scope="module")
+def sessions() -> ModuleType:
+    """The noxfile as a module; nox refuses the same sessions a second time."""
+    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.requirement("26.2")
+def test_whatever_installs_pytorch_takes_the_cpu_build_first() -> None:
+    """26.2: WHERE a Linux machine has no NVIDIA device, THE Package SHALL install PyTorch in its sessions from
+    PyTorch's index of CPU builds, and from the package index only after that has failed."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    # what asks for PyTorch: the package itself, by its extras or as a wheel
+    asks = {
+        node.name: ast.unparse(node)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and re.search(r"'\.\[|wheel\b.*external", ast.unparse(node))
+    }
+    assert set(asks) == {"environment", "lowest", "peers", "build"}
+    for name, text in asks.items():
+        assert "torch=True" in text or text.index("install_torch(") < text.index("wheel, external=True"), name
+
+
+class Session:
+    """As much of nox's session as installs: it keeps what is run, and each run fails."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, ...]] = []
+        self.warned: list[str] = []
+
+    def run(self, *command: str, external: bool) -> None:
+        assert external
+        self.ran.append(command)
+        raise CommandFailed
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+@pytest.mark.requirement("26.2")
+@pytest.mark.parametrize(
+    ("platform", "device", "asked"),
+    [("linux", None, True), ("linux", "nvidiactl", False), ("linux", "dxg", False), ("darwin", None, False)],
+)
+def test_the_cpu_build_is_for_linux_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, sessions: ModuleType, platform: str, device: str | None, asked: bool
+) -> None:
+    """26.2: where PyTorch's index does not answer, the session says what follows and goes on."""
+    session = Session()
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == device)
+    sessions.install_torch(session, "python", ("-c", "pins.txt"))
+    assert len(session.ran) == len(session.warned) == asked
+    if asked:
+        command = " ".join(session.ran[0])
+        assert command.startswith("python -m pip install --no-deps --index-url https://download.pytorch.org/whl/cpu ")
+        assert command.endswith(" -c pins.txt torch")
+        assert "the package index's follows" in session.warned[0]
+
+
+@pytest.mark.requirement("26.7")
+def test_the_lowest_versions_are_those_of_the_metadata(sessions: ModuleType) -> None:
+    """26.7: WHEN `nox -s lowest` is run, THE Package SHALL run its tests with the lowest versions that its metadata
+    claims: each of them, one for a package, none above what the constraints file pins."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    packages = {requirement.split(">=")[0] for requirement in claimed if "llm-compression[" not in requirement}
+    pins = [pin.split("==") for pin in sessions.lowest_versions()]
+    lowest = dict(pins)
+    assert packages <= set(lowest)
+    assert len(lowest) == len(pins), "a package has two lower bounds"
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    highest = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    for name, version in lowest.items():
+        assert Version(version) <= Version(highest[name.lower()]), name
 
 
 @pytest.mark.requirement("20.12")

@@ -25,6 +25,7 @@ from llm_compression.inference.threads import (
 )
 
 UNLIMITED = 1 << 20
+_real_cgroup_cpus = threads._cgroup_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,32 @@ def fresh_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     available_cpus.cache_clear()
 
 
-def cgroup(root: Path, **files: str) -> Path:
-    """A directory that looks like /sys/fs/cgroup; ``cpu__x`` is written to ``cpu/x``."""
-    for name, text in files.items():
-        path = root / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+CGROUPS_1 = "4:memory:/m\n1:cpu,cpuacct:{}\n0::/u\n"
+CGROUP_2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+CGROUP_1 = "32 31 0:29 {} /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+# what a machine with version 1 also has: another controller, and version 2 without any
+BESIDE = (
+    "33 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    "34 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+)
+
+
+def system(root: Path, cgroups: str, mounts: str, quotas: dict[str, str]) -> Path:
+    """A directory that looks like / to a process: its cgroups, the mounts, and the quota of each cgroup.
+
+    A quota is ``"quota period"``: written as version 2 does, or as version 1 below ``cpu,cpuacct``.
+    """
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(cgroups, encoding="utf-8")
+    (root / "proc" / "self" / "mountinfo").write_text(mounts, encoding="utf-8")
+    for name, quota in quotas.items():
+        directory = root / "sys" / "fs" / "cgroup" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        if "cpu,cpuacct" in name:
+            for kind, value in zip(("quota", "period"), quota.split(), strict=True):
+                (directory / f"cpu.cfs_{kind}_us").write_text(f"{value}\n", encoding="utf-8")
+        else:
+            (directory / "cpu.max").write_text(f"{quota}\n", encoding="utf-8")
     return root
 
 
@@ -84,31 +105,70 @@ def test_a_system_without_affinity_counts_its_processors(monkeypatch: pytest.Mon
     assert available_cpus() == 1
 
 
-@pytest.mark.requirement("8.2")
+@pytest.mark.requirement("26.3")
 @pytest.mark.parametrize(
-    ("files", "expected"),
+    ("cgroups", "mounts", "quotas", "expected"),
     [
-        ({"cpu_dot_max": "200000 100000\n"}, 2),
-        ({"cpu_dot_max": "150000 100000\n"}, 2),
-        ({"cpu_dot_max": "50000 100000\n"}, 1),
-        ({"cpu_dot_max": "max 100000\n"}, 16),
-        ({"cpu_dot_max": "6400000 100000\n"}, 16),
-        ({"cpu__cpu_dot_cfs_quota_us": "300000\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, 3),
-        ({"cpu__cpu_dot_cfs_quota_us": "-1\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, 16),
-        ({}, 16),
+        pytest.param("0::/\n", CGROUP_2, {".": "200000 100000"}, 2, id="the root of a container"),
+        pytest.param("0::/\n", CGROUP_2, {".": "150000 100000"}, 2, id="a part of a processor counts"),
+        pytest.param("0::/\n", CGROUP_2, {".": "50000 100000"}, 1, id="less than one"),
+        pytest.param("0::/\n", CGROUP_2, {".": "max 100000"}, 16, id="no limit"),
+        pytest.param("0::/\n", CGROUP_2, {".": "6400000 100000"}, 16, id="more than there are"),
+        pytest.param("0::/a/b\n", CGROUP_2, {"a/b": "300000 100000"}, 3, id="its own"),
+        pytest.param("0::/a/b\n", CGROUP_2, {"a/b": "max 100000", "a": "200000 100000"}, 2, id="its parent's"),
+        pytest.param("0::/a/b\n", CGROUP_2, {"a/b": "400000 100000", "a": "200000 100000"}, 2, id="parent's is less"),
+        pytest.param("0::/a/b\n", CGROUP_2, {"a/b": "200000 100000", "a": "400000 100000"}, 2, id="its own is less"),
+        pytest.param("0::/a\n", CGROUP_2, {"a": "max 100000", "b": "100000 100000"}, 16, id="another's"),
+        pytest.param("0::/a/b\n", CGROUP_2, {"a/b/c": "100000 100000"}, 16, id="a child's"),
+        pytest.param("0::/a:b c\n", CGROUP_2, {"a:b c": "300000 100000"}, 3, id="a name with a colon and a space"),
+        pytest.param("0::/../x\n", CGROUP_2, {".": "300000 100000", "x": "100000 100000"}, 3, id="outside"),
+        pytest.param(
+            "0::/\n", CGROUP_2.replace("cgroup rw", "c\\040d rw"), {"../c d": "300000 100000"}, 3, id="an odd mount"
+        ),
+        *(
+            pytest.param(
+                f"4:memory:/m\n1:cpu,cpuacct:{path}\n0::/u\n",
+                CGROUP_1.format(shown) + BESIDE,
+                quotas,
+                expected,
+                id=name,
+            )
+            for name, path, shown, quotas, expected in (
+                ("version 1", "/", "/", {"cpu,cpuacct": "300000 100000"}, 3),
+                ("version 1 without a limit", "/", "/", {"cpu,cpuacct": "-1 100000"}, 16),
+                (
+                    "version 1, the parent's",
+                    "/a/b",
+                    "/",
+                    {"cpu,cpuacct/a/b": "-1 100000", "cpu,cpuacct/a": "200000 100000"},
+                    2,
+                ),
+                ("version 1, a part mounted", "/docker/a", "/docker/a", {"cpu,cpuacct": "200000 100000"}, 2),
+                ("version 1, below the part", "/docker/a/b", "/docker/a", {"cpu,cpuacct/b": "200000 100000"}, 2),
+                ("version 1, beside the part", "/docker/c", "/docker/a", {"cpu,cpuacct": "200000 100000"}, 2),
+                ("version 1, another controller's", "/a", "/", {"memory/m": "100000 100000"}, 16),
+                ("version 1, a broken file", "/", "/", {"cpu,cpuacct": "much 100000"}, 16),
+            )
+        ),
+        pytest.param("0::/\n", "23 1 8:1 / / rw - ext4 /dev/sda rw\n", {".": "100000 100000"}, 16, id="not mounted"),
+        pytest.param("", "", {}, 16, id="no cgroups"),
     ],
 )
-def test_the_limit_of_a_cgroup_is_honoured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+def test_the_least_quota_of_the_cgroups_is_honoured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cgroups: str, mounts: str, quotas: dict[str, str], expected: int
 ) -> None:
-    """8.2: WHEN one image's pixels are encoded in bfloat16 on CPU, THE VisionEncoder SHALL return its embedding with a
-    90th percentile of latency within the limits of gates `latency-b16` and `latency-b32`: also in a container whose
-    quota is less than the machine."""
-    monkeypatch.undo()
-    monkeypatch.delenv(NUM_THREADS_VARIABLE, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
-    monkeypatch.setattr(threads, "_cgroup_cpus", functools.partial(threads._cgroup_cpus, cgroup(tmp_path, **files)))
+    """26.3: WHERE the cgroup of the process or one above it limits processors, THE Package SHALL use no more threads
+    than the least of these limits, a part of a processor taken for a whole one."""
+    root = system(tmp_path, cgroups, mounts, quotas)
+    monkeypatch.setattr(threads, "_cgroup_cpus", functools.partial(_real_cgroup_cpus, root))
     assert available_cpus() == expected
+
+
+@pytest.mark.requirement("26.3")
+def test_a_system_without_cgroups_has_no_quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """26.3: also where there is no /proc."""
+    monkeypatch.setattr(threads, "_cgroup_cpus", functools.partial(_real_cgroup_cpus, tmp_path))
+    assert available_cpus() == 16
 
 
 @pytest.mark.requirement("8.2")

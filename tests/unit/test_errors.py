@@ -12,7 +12,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llm_compression.errors import CheckpointError, ConfigError, ImageError, LlmCompressionError, WeightFormatError
+from llm_compression.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    LlmCompressionError,
+    UnavailableError,
+    WeightFormatError,
+)
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
@@ -80,7 +87,7 @@ REFUSALS: dict[str, tuple[Refusal, type[Exception], str, str]] = {
         "(1, 1, 224, 224)",
         "(n, 3, 224, 224)",
     ),
-    "moving": (lambda e, _p: e.to("meta"), LlmCompressionError, "VisionEncoder", "device"),
+    "moving": (lambda e, _p: e.to("meta"), UnavailableError, "VisionEncoder", "device"),
 }
 
 

@@ -38,8 +38,8 @@ class Encoder(ABC, Generic[SizesT]):
 
     It holds PyTorch modules and is none: its weights are laid out for this processor, so there is no state to save,
     load or move. The file is its state. A copy and what is unpickled are opened again from it, by its path, on the same
-    device and in the same dtype, and refused where it is no longer the same file; what was set on an encoder after it
-    was opened does not go along.
+    device and in the same dtype, and refused where it is no longer the same file; a part that was replaced since does
+    not go along.
 
     Args:
         loader: The weight file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal, overload
 
@@ -267,6 +267,13 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
 
     def _options(self) -> dict[str, Any]:
         return {"config": self.config}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a processor that was set since goes along: other pixels would give other rows without a word
+        return (*super().__reduce__(), {"processor": self.processor.to_dict()})
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.processor = ImageProcessor.from_dict(state["processor"])
 
 
 def _refused(_index: int, reason: str) -> ImageError:

@@ -180,7 +180,7 @@ def test_intermediates_name_every_step(engine: ArrowEngine, clip_text: TextEncod
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda path: TextEncoder(path).to, "stays where it was opened"),
+        (lambda path: TextEncoder(path).to("cpu"), "pass device and dtype to TextEncoder"),  # type: ignore[attr-defined]  # no
         (lambda path: ArrowEngine(path, dtype="int8"), "dtype: 'int8'"),
         (lambda path: ArrowEngine(path, clean="html"), "clean: 'html', expected one of none, openai"),
     ],

@@ -11,26 +11,36 @@ from torch import Tensor, nn
 
 from llm_compression.errors import MissingFileError, UnavailableError, WeightFormatError
 from llm_compression.inference.clip_file import is_clip
-from llm_compression.inference.linear import resolve_device, resolve_dtype
+from llm_compression.inference.inference_core import InferenceCore
+from llm_compression.inference.linear import Linear, resolve_device, resolve_dtype
 from llm_compression.inference.placement import Slot, place
 from llm_compression.inference.threads import limit_threads
 from llm_compression.inference.weight_loader import WeightLoader
 
 
-class Sizes(Protocol):
-    """What a configuration of an encoder says."""
+class _Sizes(Protocol):
+    """What the configuration of an encoder says."""
 
     @property
-    def dimension(self) -> int:
-        """Width of an embedding."""
-        ...
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def projection_dim(self) -> int | None: ...
+    @property
+    def dimension(self) -> int: ...
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor."""
-        ...
 
-
-SizesT = TypeVar("SizesT", bound=Sizes)
+SizesT = TypeVar("SizesT", bound=_Sizes)
 
 
 class Encoder(ABC, Generic[SizesT]):
@@ -83,6 +93,35 @@ class Encoder(ABC, Generic[SizesT]):
     @abstractmethod
     def _slots(self) -> Iterator[Slot]:
         """What takes the tensors of the file."""
+
+    def _core(self, norm: str = "pre", causal: bool = False) -> InferenceCore:
+        """The transformer stack of the configuration's sizes."""
+        config = self.config
+        return InferenceCore(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            layer_norm_eps=config.layer_norm_eps,
+            activation=config.hidden_act,
+            norm=norm,
+            causal=causal,
+        )
+
+    def _norm(self) -> nn.LayerNorm:
+        """A layer norm of the configuration's width."""
+        return nn.LayerNorm(self.config.hidden_size, self.config.layer_norm_eps)
+
+    def _projection(self) -> Linear | None:
+        """What projects the pooled row, where the configuration has it."""
+        config = self.config
+        return None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def _projection_slots(self, projection: Linear | None, name: str) -> Iterator[Slot]:
+        """What takes the weight of a projection: one row costs nothing, so it is float32."""
+        if projection is not None:
+            load = projection.load
+            yield Slot((name,), lambda weight: load(weight, None, self.device, torch.float32))
 
     @abstractmethod
     def forward(self, *inputs: Any, **options: Any) -> Any:

@@ -11,15 +11,14 @@ from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_compression.embedding_provider import require_batch_size
 from llm_compression.errors import ConfigError, TextError
 from llm_compression.inference.clip_file import OUTSIDE_TEXT, tower_config
 from llm_compression.inference.encoder import Encoder
-from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.layer_weights import core_slots, norm_slot
-from llm_compression.inference.linear import Linear, frozen, kept
+from llm_compression.inference.linear import frozen, kept
 from llm_compression.inference.placement import Slot
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.weight_loader import WeightLoader
@@ -62,20 +61,9 @@ class TextEncoder(Encoder[TextConfig]):
         self.token_embedding = frozen(torch.empty(config.vocab_size, config.hidden_size))
         self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
         # over the embeddings of a BERT, over the last hidden state of a CLIP
-        self.layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.transformer = InferenceCore(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            layer_norm_eps=config.layer_norm_eps,
-            activation=config.hidden_act,
-            norm="post" if config.is_bert else "pre",
-            causal=not config.is_bert,
-        )
-        self.text_projection = (
-            None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
-        )
+        self.layernorm = self._norm()
+        self.transformer = self._core(norm="post" if config.is_bert else "pre", causal=not config.is_bert)
+        self.text_projection = self._projection()
 
     @overload
     def forward(self, ids: Tensor, padding: Tensor | None = None, intermediates: Literal[False] = False) -> Tensor: ...
@@ -215,9 +203,7 @@ class TextEncoder(Encoder[TextConfig]):
             norm, norm_dtype = "text_model.final_layer_norm", torch.float32
         yield norm_slot(self.layernorm, (f"{norm}.weight", f"{norm}.bias"), device, norm_dtype)
         yield from core_slots(self.transformer, config.layer_prefix, config.layer_names, device, dtype)
-        if self.text_projection is not None:
-            load = self.text_projection.load
-            yield Slot(("text_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
+        yield from self._projection_slots(self.text_projection, "text_projection.weight")
 
 
 def _refused(batch: Sequence[int], index: int, reason: str) -> TextError:

@@ -11,16 +11,15 @@ from typing import Any, Final, Literal, overload
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
 from llm_compression.errors import ConfigError, ImageError
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
 from llm_compression.inference.cuda_graph import GraphedForward
 from llm_compression.inference.encoder import Encoder
-from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES, core_slots, norm_slot
-from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept
+from llm_compression.inference.linear import PatchConv2d, frozen, kept
 from llm_compression.inference.memory import REUSABLE_BYTES
 from llm_compression.inference.packed_module import Network
 from llm_compression.inference.placement import Slot
@@ -108,19 +107,9 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
         self.patch_embedding = PatchEmbedding(config)
         self.cls_token = frozen(torch.empty(config.hidden_size))
         self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
-        self.pre_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.transformer = InferenceCore(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            layer_norm_eps=config.layer_norm_eps,
-            activation=config.hidden_act,
-        )
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.visual_projection = (
-            None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
-        )
+        self.pre_layernorm, self.post_layernorm = self._norm(), self._norm()
+        self.transformer = self._core()
+        self.visual_projection = self._projection()
 
     @overload
     def forward(self, pixels: Tensor, intermediates: Literal[False] = False) -> Tensor: ...
@@ -261,9 +250,7 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
         ):
             yield norm_slot(norm, (f"{name}.weight", f"{name}.bias"), device, its_dtype)
         yield from core_slots(self.transformer, _LAYER_PREFIX, CLIP_LAYER_NAMES, device, dtype)
-        if self.visual_projection is not None:
-            load = self.visual_projection.load
-            yield Slot(("visual_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
+        yield from self._projection_slots(self.visual_projection, "visual_projection.weight")
 
     def _options(self) -> dict[str, Any]:
         return {"config": self.config}

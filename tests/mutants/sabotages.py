@@ -197,7 +197,8 @@ SABOTAGES: Final = (
         (
             Edit(
                 f"{INFERENCE}/packed_module.py",
-                '        self._refuse_if_packed("moved or cast", "open the weight file again with another device or dtype")\n',
+                'self._refuse_if_packed("moved or cast"',
+                '"".format("moved or cast"',
             ),
         ),
         _tests("tests/unit/test_encoder.py", "-k", "refuses_as_a_whole"),

@@ -69,16 +69,22 @@ class ArrowEngine(EmbeddingMethods):
         """Read the tokenizer beside the weights, and note what it is where the weights do not say."""
         file = self.encoder.weight_loader.path.parent / TOKENIZER_FILE
         self._tokenizer_sha256 = sha256 or (_sha256_of(file) if file.is_file() else None)
-        self.tokenizer = load_tokenizer(file, self.config.max_length, self.config.vocab_size, self._tokenizer_sha256)
+        self.tokenizer = self._opened = load_tokenizer(
+            file, self.config.max_length, self.config.vocab_size, self._tokenizer_sha256
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy is opened again from the files of the model, as its encoder is
-        return {"clean": self._cleaner, "encoder": self.encoder, "tokenizer_sha256": self._tokenizer_sha256}
+        # a copy is opened again from the files of the model, as its encoder is; a tokenizer that was set since goes along
+        replaced = None if self.tokenizer is self._opened else self.tokenizer
+        opened = {"encoder": self.encoder, "tokenizer_sha256": self._tokenizer_sha256}
+        return {"clean": self._cleaner, **opened, "tokenizer": replaced}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self._set_cleaner(state["clean"])
         self.encoder = state["encoder"]
         self._open_tokenizer(state["tokenizer_sha256"])
+        if state["tokenizer"] is not None:
+            self.tokenizer = state["tokenizer"]
 
     @property
     def config(self) -> TextConfig:

@@ -48,8 +48,8 @@ class Encoder(ABC, Generic[SizesT]):
 
     It holds PyTorch modules and is none: its weights are laid out for this processor, so there is no state to save,
     load or move. The file is its state. A copy and what is unpickled are opened again from it, by its path, on the same
-    device and in the same dtype, and refused where it is no longer the same file; a part that was replaced since does
-    not go along.
+    device and in the same dtype, and refused where it is no longer the same file; weights that were changed since
+    do not go along.
 
     Args:
         loader: The weight file.
@@ -136,7 +136,7 @@ class Encoder(ABC, Generic[SizesT]):
         """Width of an embedding."""
         return self.config.dimension
 
-    def rows_of(self, embeddings: Tensor, normalize: bool, refuse: Callable[[int, str], Exception]) -> Tensor:
+    def _rows(self, embeddings: Tensor, normalize: bool, refuse: Callable[[int, str], Exception]) -> Tensor:
         """The embeddings of a pass as they are handed out.
 
         Args:

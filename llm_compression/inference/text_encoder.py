@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users k
 from torch import Tensor
 
 from llm_compression.embedding_provider import require_batch_size
-from llm_compression.errors import ConfigError, TextError
+from llm_compression.errors import ConfigError, TensorError, TextError
 from llm_compression.inference.clip_file import OUTSIDE_TEXT, tower_config
 from llm_compression.inference.encoder import Encoder
 from llm_compression.inference.layer_weights import core_slots, norm_slot
@@ -81,7 +81,14 @@ class TextEncoder(Encoder[TextConfig]):
             padding: bool (n, tokens), True where a token is padding; None where none is. A CLIP needs none for what
                 stands behind the end token, which no earlier token can see.
             intermediates: Whether to return every step's tensor by name instead, ``embedding`` being the last.
+
+        Raises:
+            TensorError: The ids or the mask have another shape or dtype.
         """
+        longest = self.config.num_positions
+        if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32) or not 0 < ids.shape[1] <= longest:
+            found = f"{ids.dtype} {tuple(ids.shape)}"
+            raise TensorError(f"ids: {found}, expected int64 (n, tokens) with 1 to {longest} tokens")
         steps: dict[str, Tensor] = {}
         x = F.embedding(ids, self.token_embedding)  # (n, tokens, hidden)
         x = steps["embeddings"] = x + self.position_embedding[: ids.shape[1]]
@@ -148,7 +155,7 @@ class TextEncoder(Encoder[TextConfig]):
         for batch in progress(batches, total=total, label="encoding", enabled=show_progress):
             with torch.inference_mode():
                 embeddings = self(*self._padded([checked[i] for i in batch]))
-                out[batch] = self.rows_of(embeddings, normalize, partial(_refused, batch)).to(out.device)
+                out[batch] = self._rows(embeddings, normalize, partial(_refused, batch)).to(out.device)
         return out
 
     def _checked(self, row: Sequence[int], position: int) -> list[int]:

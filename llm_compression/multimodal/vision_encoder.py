@@ -161,7 +161,7 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
             done = 0
             for part in pixels.chunk(max(1, math.ceil(len(pixels) / self._images_per_pass))):
                 embeddings = self._embed(part)
-                out[done : done + len(part)] = self.rows_of(embeddings, normalize, _refused)
+                out[done : done + len(part)] = self._rows(embeddings, normalize, _refused)
                 done += len(part)
         return out
 

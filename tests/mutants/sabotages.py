@@ -201,7 +201,7 @@ SABOTAGES: Final = (
                 '"".format("moved or cast"',
             ),
         ),
-        _tests("tests/unit/test_encoder.py", "-k", "refuses_as_a_whole"),
+        _tests("tests/unit/test_packed_module.py"),
         "test_a_packed_core_refuses_as_a_whole",
     ),
     Sabotage(

@@ -145,6 +145,7 @@ REFUSALS: dict[str, tuple[Refusal, type[Exception], str, str]] = {
         "(1, 1, 224, 224)",
         "(n, 3, 224, 224)",
     ),
+    "whole numbers": (lambda e, _p: e(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), ImageError, "uint8", "floating"),
     "moving": (
         lambda e, _p: e.to("meta"),  # type: ignore[attr-defined]  # what it does not have
         UnavailableError,

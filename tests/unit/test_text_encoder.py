@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llm_compression.errors import ConfigError, LlmCompressionError, TextError, WeightFormatError
+from llm_compression.errors import ConfigError, LlmCompressionError, TensorError, TextError, WeightFormatError
 from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.inference.text_encoder import TextEncoder
 from llm_compression.inference.tokenizer import write_word_tokenizer
@@ -174,6 +174,22 @@ def test_intermediates_name_every_step(engine: ArrowEngine, clip_text: TextEncod
     assert torch.allclose(steps["embedding"], engine.encoder(ids), atol=1e-6)
     steps = clip_text(ids, None, True)
     assert list(steps) == ["embeddings", "transformer.0", "transformer.1", "pooled", "final_layernorm", "embedding"]
+
+
+@pytest.mark.requirement("12.6")
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(2, 13, dtype=torch.int64), r"int64 \(2, 13\), expected int64 \(n, tokens\) with 1 to 12 tokens"),
+        (torch.zeros(2, 0, dtype=torch.int64), r"\(2, 0\), expected"),
+        (torch.zeros(3, dtype=torch.int64), r"\(3,\), expected"),
+        (torch.zeros(2, 3), r"float32 \(2, 3\), expected int64"),
+    ],
+)
+def test_ids_that_do_not_fit(engine: ArrowEngine, ids: torch.Tensor, message: str) -> None:
+    """12.6: a refused tensor is an error of the package, with the value found and what was expected."""
+    with pytest.raises(TensorError, match=message):
+        engine.encoder(ids)
 
 
 @pytest.mark.requirement("12.6")

@@ -74,7 +74,7 @@ class ArrowEngine(EmbeddingMethods):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy is opened again from the files of the model, as its encoder is; a tokenizer that was set since goes along
+        # a copy is opened again from the files of the model, as its encoder is; a tokenizer set since goes along
         replaced = None if self.tokenizer is self._opened else self.tokenizer
         opened = {"encoder": self.encoder, "tokenizer_sha256": self._tokenizer_sha256}
         return {"clean": self._cleaner, **opened, "tokenizer": replaced}

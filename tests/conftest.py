@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from llm_compression.harness.checkpoint_weights import make_weights
 from llm_compression.harness.checkpoints import VARIANTS
 from llm_compression.harness.spec import Spec, read_spec
+from llm_compression.inference.paths import ran
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
@@ -24,6 +26,8 @@ from llm_compression.multimodal.vision_encoder import VisionEncoder
 pytest_plugins = ["pytester"]
 
 ROOT: Final = Path(__file__).parents[1]
+THREADS_VARIABLE: Final = "LLM_COMPRESSION_TEST_THREADS"
+PATHS_RAN_VARIABLE: Final = "LLM_COMPRESSION_PATHS_RAN"
 PROFILE_VARIABLE: Final = "LLM_COMPRESSION_HYPOTHESIS_PROFILE"
 
 for _name, _examples in (("default", 100), ("thorough", 1000)):
@@ -40,10 +44,16 @@ for _name, _examples in (("default", 100), ("thorough", 1000)):
 settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 
 # a product of tiny matrices on two threads is slower than on one, much slower beside other processes
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get(THREADS_VARIABLE, "1")))
 
 AssertWithin = Callable[[str, torch.Tensor, torch.Tensor], None]
 BuildEncoder = Callable[..., VisionEncoder]
+
+
+def pytest_sessionfinish() -> None:
+    """Leave what ran, for the table of `nox -s processors`."""
+    if path := os.environ.get(PATHS_RAN_VARIABLE):
+        Path(path).write_text(json.dumps(sorted(f"{choice}={form}" for choice, form in ran())), encoding="utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)

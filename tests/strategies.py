@@ -12,11 +12,14 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
+from llm_compression.inference.paths import FORMS
 from llm_compression.inference.weight_format import DTYPES
 from llm_compression.multimodal.vision_config import VisionConfig
 
 SEEDS: Final = st.integers(0, 2**32 - 1)
 BATCH_SIZES: Final = st.integers(0, 5)
+# A form of each computation, for `forced`; what this machine cannot run falls back.
+PATHS: Final = st.fixed_dictionaries({choice: st.sampled_from(forms) for choice, forms in FORMS.items()})
 
 # Every mode that Pillow turns into RGB, and those that a file of each format can hold.
 MODES: Final = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16", "RGBX", "RGBa")

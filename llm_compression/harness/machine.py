@@ -13,14 +13,14 @@ from typing import Final
 import psutil
 import torch
 
-from llm_compression.inference.linear import cpu_flags
+from llm_compression.inference.processor import instruction_sets
 from llm_compression.inference.threads import available_cpus
 
 PACKAGES: Final = ("torch", "pyarrow", "numpy", "pillow", "transformers")
-# those that decide how fast a matrix product is, in Linux's names
+# those that decide how fast a matrix product is, in PyTorch's names
 _FLAGS: Final = (
-    *("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
-    *("asimd", "asimddp", "bf16", "i8mm", "sve"),
+    *("avx2", "fma3", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
+    *("neon", "dot", "bf16", "i8mm", "sve"),
 )
 
 
@@ -56,7 +56,7 @@ def machine() -> MachineInfo:
     return MachineInfo(
         processor=_processor(),
         cores=available_cpus(),
-        flags=tuple(flag for flag in _FLAGS if flag in cpu_flags()),
+        flags=tuple(flag for flag in _FLAGS if flag in instruction_sets()),
         memory_mb=round(psutil.virtual_memory().total / 1e6),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),

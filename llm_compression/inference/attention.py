@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
 from torch import Tensor
 
-from llm_compression.inference.linear import cpu_flags
+from llm_compression.inference.paths import choose
+from llm_compression.inference.processor import has_amx, multiplies_bfloat16
 
 # Up to this many tokens the two forms differ by less than the noise.
 _BMM_MIN_TOKENS = 64
@@ -34,7 +35,9 @@ def attention(qkv: Tensor, num_heads: int, mask: Tensor | None, causal: bool, fi
         q, mask = q[:, :, :1], mask if mask is None else mask[..., :1, :]
         if causal:
             k, v, causal = k[:, :, :1], v[:, :, :1], False  # the first token sees only itself
-    if mask is None and not causal and prefers_bmm(qkv.dtype, qkv.device, q.shape[2]):
+    possible = ("fused", "bmm") if mask is None and not causal else ("fused",)
+    preferred = "bmm" if len(possible) > 1 and prefers_bmm(qkv.dtype, qkv.device, q.shape[2]) else "fused"
+    if choose("attention", preferred, possible) == "bmm":
         out = by_bmm(q, k, v)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -48,12 +51,12 @@ def prefers_bmm(dtype: torch.dtype, device: torch.device, tokens: int) -> bool:
     """
     if device.type != "cpu" or dtype != torch.bfloat16 or tokens < _BMM_MIN_TOKENS:
         return False
-    return "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags()
+    return multiplies_bfloat16() and not has_amx()
 
 
 def by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention without a mask as two batched products: each (n, heads, tokens, head_dim) to the same."""
+    """Attention without a mask as two batched products, from (n, heads, tokens, head_dim) to the queries' shape."""
     n, heads, tokens, head_dim = q.shape
-    q, k, v = (x.reshape(n * heads, -1, head_dim) for x in (q, k, v))
+    q, k, v = (x.reshape(n * heads, x.shape[2], head_dim) for x in (q, k, v))
     scores = torch.bmm(q * head_dim**-0.5, k.transpose(1, 2))
     return torch.bmm(torch.softmax(scores, -1), v).view(n, heads, tokens, head_dim)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from llm_compression.errors import ConfigError
 from llm_compression.inference.packed_module import PackedModule
+from llm_compression.inference.paths import choose
+from llm_compression.inference.processor import multiplies_bfloat16
 
 QUICK_GELU_SCALE: Final = 1.702
 
@@ -63,7 +64,7 @@ class Linear(PackedModule, nn.Linear):
         """
         self.bias = None if bias is None else kept(bias, device, dtype)  # type: ignore[assignment]  # as in nn.Linear
         weight = weight.to(device, dtype)
-        if packs(device, dtype):
+        if to_be_packed(device, dtype):
             self._hold(None, torch.ops.mkldnn._reorder_linear_weight(weight))
         else:
             self._hold(frozen(weight), None)
@@ -91,7 +92,7 @@ class PatchConv2d(PackedModule, nn.Conv2d):
     def load(self, weight: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Take the weight, (out_channels, 3, patch, patch), as `Linear.load` does."""
         weight = weight.to(device, dtype)
-        if packs(device, dtype):
+        if to_be_packed(device, dtype):
             self._hold(None, torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1)))
         else:
             self._hold(frozen(weight), None)
@@ -123,6 +124,12 @@ def linear_pointwise(x: Tensor, packed: Tensor, bias: Tensor | None, activation:
 def scaled(tensor: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     """``tensor * factor``, rounded once: in the wider of its own dtype and the one that computes."""
     return tensor if factor == 1 else tensor.to(torch.promote_types(tensor.dtype, dtype)) * factor
+
+
+def to_be_packed(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights that are loaded now are packed: where this machine can, unless the plain form is forced."""
+    possible = ("packed", "plain") if packs(device, dtype) else ("plain",)
+    return choose("linear", possible[0], possible) == "packed"
 
 
 @cache
@@ -167,7 +174,7 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and packs(device, torch.bfloat16) and {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags():
+    if device.type == "cpu" and packs(device, torch.bfloat16) and multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
 
@@ -184,18 +191,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
     return found
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this processor, in Linux's names; empty where the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(
-        next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), ())
-    )
 
 
 def kept(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llm_compression.inference.paths import choose
 from llm_compression.inference.threads import available_cpus, workers
 
 # Rows of a share. Each thread reads all weights, which for fewer rows takes longer than the waiting; with more rows a
@@ -58,8 +59,9 @@ def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
 
 
 def items_of_share(x: Tensor, threads: int) -> int:
-    """Items of (n, rows, ...) that each thread takes; 0 where the batch is better left whole."""
-    if threads < 2 or x.device.type != "cpu" or not torch.is_inference_mode_enabled():
-        return 0
+    """Items of (n, rows, ...) that each thread takes; 0 where the batch is left whole."""
     share = len(x) // threads
-    return share if MIN_ROWS <= share * x.shape[1] <= MAX_ROWS else 0
+    can = threads > 1 and share > 0 and x.device.type == "cpu" and torch.is_inference_mode_enabled()
+    preferred = "shares" if can and MIN_ROWS <= share * x.shape[1] <= MAX_ROWS else "whole"
+    form = choose("batch", preferred, ("shares", "whole") if can else ("whole",))
+    return share if form == "shares" else 0

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_compression.errors import ConfigError
-from llm_compression.inference import linear
+from llm_compression.inference.paths import forced
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.vision_config import VisionConfig
@@ -38,9 +38,7 @@ def test_patch_embedding_is_a_convolution(config: VisionConfig, n: int, seed: in
     weight = torch.randn(width, 3, patch, patch, generator=torch.Generator().manual_seed(seed))
     embedding = PatchEmbedding(config)
     assert embedding.projection.bias is None
-    with pytest.MonkeyPatch.context() as patched:
-        if not packed:
-            patched.setattr(linear, "packs", lambda _device, _dtype: False)
+    with forced(linear="packed" if packed else "plain"):
         embedding.projection.load(weight, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         out = embedding(pixels)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.inference import linear
 from llm_compression.inference.inference_core import InferenceCore
+from llm_compression.inference.paths import forced
 from tests.cores import fill_core
-from tests.strategies import SEEDS
+from tests.strategies import PATHS, SEEDS
 
 if TYPE_CHECKING:
     from tests.conftest import AssertWithin
@@ -148,22 +148,26 @@ def tokens_of(stack: Stack, n: int, tokens: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.property(12)
-@given(stack=STACKS, n=st.integers(0, 3), tokens=st.integers(1, 20), seed=SEEDS, packed=st.booleans(), data=st.data())
+@given(stack=STACKS, n=st.integers(0, 3), tokens=st.integers(1, 20), seed=SEEDS, paths=PATHS, data=st.data())
 def test_the_core_equals_plain_pytorch(
-    assert_within: AssertWithin, stack: Stack, n: int, tokens: int, seed: int, packed: bool, data: st.DataObject
+    assert_within: AssertWithin,
+    stack: Stack,
+    n: int,
+    tokens: int,
+    seed: int,
+    paths: dict[str, str],
+    data: st.DataObject,
 ) -> None:
     """Property 12: *For any* sizes, block order, activation and mask, InferenceCore equals a stack written with plain
     PyTorch operators from the same weights, queries, keys and values as three products."""
     padding = data.draw(paddings(n, tokens, stack.causal))
     weights, x = stack.weights(seed), tokens_of(stack, n, tokens, seed)
     expected = stack.reference(weights, x, padding)
-    with pytest.MonkeyPatch.context() as patch:
-        if not packed:
-            patch.setattr(linear, "packs", lambda _device, _dtype: False)
+    with forced(**paths):
         core = stack.core(weights)
-    with torch.inference_mode():
-        out = core(x, padding)
-        first = core(x, padding, first_token_only=True)
+        with torch.inference_mode():
+            out = core(x, padding)
+            first = core(x, padding, first_token_only=True)
     assert out.shape == x.shape
     assert_within("precision-float32-b16", out.reshape(-1, stack.width), expected.reshape(-1, stack.width))
     assert first.shape == (n, 1, stack.width)

@@ -14,6 +14,7 @@ from torch import nn
 from llm_compression.errors import UnavailableError
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.layer_weights import FoldedLayer
+from llm_compression.inference.paths import forced
 from tests.cores import loaded, tokens
 
 
@@ -28,7 +29,8 @@ def packed_core() -> InferenceCore:
     """A post-norm core, which has no scale folded into it, with packed weights."""
     if not torch.backends.mkldnn.is_available():
         pytest.fail("oneDNN is missing, expected in every build of PyTorch for a CPU that the tests run on")
-    return loaded(norm="post")
+    with forced(linear="packed"):
+        return loaded(norm="post")
 
 
 @pytest.mark.requirement("27.3")

@@ -65,11 +65,7 @@ def test_the_variable_forces_a_process(setting: str, expected: str) -> None:
         "print(layer._packed is not None)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, PATHS_VARIABLE: setting},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, PATHS_VARIABLE: setting}
     )
     assert expected in run.stdout + run.stderr
     assert (run.returncode == 0) is (setting != "linear=slow")

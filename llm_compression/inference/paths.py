@@ -38,7 +38,7 @@ def choose(choice: str, preferred: str, possible: Collection[str]) -> str:
         ConfigError: ``LLM_COMPRESSION_PATHS`` names no form.
     """
     wanted = _forced.get(choice) or _from_environment().get(choice)
-    form = wanted if wanted in possible else preferred
+    form = wanted if wanted is not None and wanted in possible else preferred
     _ran.add((choice, form))
     return form
 

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from llm_compression.errors import ConfigError as ConfigError
     from llm_compression.errors import ImageError as ImageError
     from llm_compression.errors import LlmCompressionError as LlmCompressionError
+    from llm_compression.errors import MissingDependencyError as MissingDependencyError
+    from llm_compression.errors import MissingFileError as MissingFileError
+    from llm_compression.errors import MissingTensorError as MissingTensorError
+    from llm_compression.errors import TensorError as TensorError
     from llm_compression.errors import TextError as TextError
+    from llm_compression.errors import UnavailableError as UnavailableError
     from llm_compression.errors import WeightFormatError as WeightFormatError
     from llm_compression.inference.arrow_engine import ArrowEngine as ArrowEngine
     from llm_compression.inference.inference_core import InferenceCore as InferenceCore
@@ -41,7 +46,12 @@ _HOMES: Final = {
     "ConfigError": "llm_compression.errors",
     "ImageError": "llm_compression.errors",
     "LlmCompressionError": "llm_compression.errors",
+    "MissingDependencyError": "llm_compression.errors",
+    "MissingFileError": "llm_compression.errors",
+    "MissingTensorError": "llm_compression.errors",
+    "TensorError": "llm_compression.errors",
     "TextError": "llm_compression.errors",
+    "UnavailableError": "llm_compression.errors",
     "WeightFormatError": "llm_compression.errors",
     "ArrowEngine": "llm_compression.inference.arrow_engine",
     "InferenceCore": "llm_compression.inference.inference_core",

@@ -126,7 +126,7 @@ def get_default_provider(model_path: str | os.PathLike[str] | None = None) -> Em
 
     Raises:
         ConfigError: No model is named, or the file's configuration is of none of these.
-        FileNotFoundError: There is no such weight file.
+        MissingFileError: There is no such weight file.
         WeightFormatError: The file is damaged.
     """
     named = model_path if model_path is not None else os.environ.get(MODEL_VARIABLE)

@@ -34,6 +34,28 @@ class CheckpointError(LlmCompressionError, ValueError):
     """The source checkpoint cannot be converted."""
 
 
+class MissingFileError(LlmCompressionError, FileNotFoundError):
+    """A file that was named, or that belongs beside it, is not there."""
+
+
+class MissingTensorError(LlmCompressionError, KeyError):
+    """A weight file has no tensor of this name."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message in quotes
+
+
+class MissingDependencyError(LlmCompressionError, ImportError):
+    """What was asked for needs a library that is not installed; the message names the extra to install."""
+
+
+class TensorError(LlmCompressionError, ValueError):
+    """A tensor given to a network has another shape or dtype than it takes."""
+
+
+class UnavailableError(LlmCompressionError, AttributeError):
+    """A loaded network cannot do this, though PyTorch's modules can; the message says what to do."""
+
+
 class TextError(LlmCompressionError, ValueError):
     """A text cannot be embedded.
 

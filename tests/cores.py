@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore
+from llm_compression.inference.inference_core import InferenceCore
+from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES, core_slots
 from llm_compression.inference.placement import Slot
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "num_layers": 3, "num_heads": 3, "intermediate_size": 20}
@@ -27,7 +28,7 @@ def fill_core(
 ) -> None:
     """Give each block of a core its tensors, under the names of a family."""
     tensors = {f"{index}.{name}": tensor for index, block in enumerate(blocks) for name, tensor in block.items()}
-    fill(core.slots("", names, torch.device("cpu"), dtype), tensors)
+    fill(core_slots(core, "", names, torch.device("cpu"), dtype), tensors)
 
 
 def tokens(n: int = 2, count: int = 5, width: int = 12) -> torch.Tensor:

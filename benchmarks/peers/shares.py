@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from llm_compression.inference import shares
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore
+from llm_compression.inference.inference_core import InferenceCore
+from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES, core_slots
 from llm_compression.inference.threads import limit_threads
 
 WIDTH, LAYERS = 768, 3
@@ -55,7 +56,7 @@ def seeded_core() -> InferenceCore:
     with torch.device("meta"):
         core = InferenceCore(WIDTH, LAYERS, WIDTH // 64, 4 * WIDTH)
     sizes = {"fc1": (4 * WIDTH, WIDTH), "fc2": (WIDTH, 4 * WIDTH)}
-    for slot in core.slots("", CLIP_LAYER_NAMES, torch.device("cpu"), torch.bfloat16):
+    for slot in core_slots(core, "", CLIP_LAYER_NAMES, torch.device("cpu"), torch.bfloat16):
         tensors = []
         for name in slot.names:
             shape = sizes.get(name.split(".")[-2], (WIDTH, WIDTH))

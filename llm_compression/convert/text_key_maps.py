@@ -7,7 +7,7 @@ from typing import Final
 
 from llm_compression.convert.key_maps import HUGGINGFACE, Entry
 from llm_compression.inference.clip_file import LOGIT_SCALE
-from llm_compression.inference.inference_core import BERT_LAYER_NAMES, CLIP_LAYER_NAMES
+from llm_compression.inference.layer_weights import BERT_LAYER_NAMES, CLIP_LAYER_NAMES
 
 _BERT_NAMES: Final = (
     "embeddings.word_embeddings.weight",

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llm_compression.errors import TensorError
+
 Array: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -47,10 +49,10 @@ def compare(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> Accuracy:
     """Compare embeddings, float (n, dimension) with n at least 1, with the reference's; NaN in a row stays NaN.
 
     Raises:
-        ValueError: The shapes differ, or there is no row.
+        TensorError: The shapes differ, or there is no row.
     """
     if found.shape != reference.shape or found.ndim != 2 or not len(found):
-        raise ValueError(f"embeddings of shape {found.shape}, the reference has {reference.shape}")
+        raise TensorError(f"embeddings of shape {found.shape}, the reference has {reference.shape}")
     cosine = cosines(found, reference)
     difference = np.linalg.norm(found.astype(np.float64) - reference, axis=1)
     error = difference / np.linalg.norm(reference.astype(np.float64), axis=1)

@@ -269,10 +269,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """Percentile with linear interpolation between the two nearest values.
 
     Raises:
-        ValueError: There is no value.
+        MeasurementError: There is no value.
     """
     if not values:
-        raise ValueError("a percentile of no values")
+        raise MeasurementError("a percentile of no values")
     ordered = sorted(values)
     position = (len(ordered) - 1) * percent / 100
     below = int(position)

@@ -193,7 +193,9 @@ def _on_this_machine(
         return replace(proof, state=State.NOT_MEASURABLE)
     if rests_on and rests_on <= {State.PROVEN, State.INVALID}:
         return replace(proof, state=State.INVALID)
-    return replace(proof, reason=f"{proof.reason}, and what it rests on is {', '.join(sorted(rests_on)) or 'not there'}")
+    return replace(
+        proof, reason=f"{proof.reason}, and what it rests on is {', '.join(sorted(rests_on)) or 'not there'}"
+    )
 
 
 def _gate_of(record: Record, specs: Sequence[Spec]) -> Gate | None:

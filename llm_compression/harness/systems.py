@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_compression.errors import CheckpointError, ConfigError
+
 if TYPE_CHECKING:
     from llm_compression.harness.accuracy import Array
 
@@ -76,7 +78,7 @@ def _load_transformers(model_path: str, dtype: str, device: str) -> Loaded:
     )
     loaded, info = opened
     if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(f"{model_path}: transformers would make these up: {sorted(info['missing_keys'])}")
+        raise CheckpointError(f"{model_path}: transformers would make these up: {sorted(info['missing_keys'])}")
     model = loaded.to(device).eval()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -152,11 +154,11 @@ def _load_openvino(model_path: str, dtype: str, device: str) -> Loaded:
 
 def _only_on_cpu(system: str, dtype: str, device: str, dtypes: tuple[str, ...]) -> None:
     if device != "cpu" or dtype not in dtypes:
-        raise ValueError(f"{system}: {dtype} on {device}, expected {' or '.join(dtypes)} on cpu")
+        raise ConfigError(f"{system}: {dtype} on {device}, expected {' or '.join(dtypes)} on cpu")
 
 
 def _no_files(files: Sequence[str]) -> Array:
-    raise NotImplementedError(f"{len(files)} files: this system has no preprocessing of its own")
+    raise ConfigError(f"{len(files)} files: this system has no preprocessing of its own")
 
 
 _ARROW_IMPORTS: Final = ("numpy", "torch", "pyarrow", "llm_compression.multimodal.vision_encoder")

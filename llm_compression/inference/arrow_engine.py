@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from typing import TypeAlias
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import torch
@@ -36,11 +39,11 @@ class ArrowEngine(EmbeddingMethods):
         tokenizer: What gives it ids.
 
     Raises:
-        FileNotFoundError: The weight file or the tokenizer is missing.
+        MissingFileError: The weight file or the tokenizer is missing.
         WeightFormatError: The weight file is damaged, or its tensors do not fit the model.
         ConfigError: The configuration is missing or unsupported, the tokenizer is not the model's, or an argument is
             unknown.
-        ImportError: A library that the tokenizer or the cleaning needs is not installed.
+        MissingDependencyError: A library that the tokenizer or the cleaning needs is not installed.
     """
 
     def __init__(
@@ -51,19 +54,37 @@ class ArrowEngine(EmbeddingMethods):
         *,
         clean: str = "none",
     ) -> None:
+        self._set_cleaner(clean)
+        self.encoder = TextEncoder(model_path, device, dtype)
+        self._open_tokenizer(_recorded_sha256(self.encoder.weight_loader))
+
+    def _set_cleaner(self, clean: str) -> None:
         if clean not in CLEANERS:
             raise ConfigError(f"clean: {clean!r}, expected one of {', '.join(CLEANERS)}")
-        self._clean = CLEANERS[clean]
+        self._cleaner, self._clean = clean, CLEANERS[clean]
         if self._clean is not None:
             self._clean("")  # what it needs is missed now and not at the first text
-        self.encoder = TextEncoder(model_path, device, dtype)
-        loader = self.encoder.weight_loader
-        self.tokenizer = load_tokenizer(
-            loader.path.parent / TOKENIZER_FILE,
-            self.config.max_length,
-            self.config.vocab_size,
-            _recorded_sha256(loader),
+
+    def _open_tokenizer(self, sha256: str | None) -> None:
+        """Read the tokenizer beside the weights, and note what it is where the weights do not say."""
+        file = self.encoder.weight_loader.path.parent / TOKENIZER_FILE
+        self._tokenizer_sha256 = sha256 or (_sha256_of(file) if file.is_file() else None)
+        self.tokenizer = self._opened = load_tokenizer(
+            file, self.config.max_length, self.config.vocab_size, self._tokenizer_sha256
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy is opened again from the files of the model, as its encoder is; a tokenizer set since goes along
+        replaced = None if self.tokenizer is self._opened else self.tokenizer
+        opened = {"encoder": self.encoder, "tokenizer_sha256": self._tokenizer_sha256}
+        return {"clean": self._cleaner, **opened, "tokenizer": replaced}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._set_cleaner(state["clean"])
+        self.encoder = state["encoder"]
+        self._open_tokenizer(state["tokenizer_sha256"])
+        if state["tokenizer"] is not None:
+            self.tokenizer = state["tokenizer"]
 
     @property
     def config(self) -> TextConfig:
@@ -132,3 +153,8 @@ def _recorded_sha256(loader: WeightLoader) -> str | None:
     if is_clip(loader.config):
         constants = constants.get("text", {})
     return constants.get("tokenizer_sha256")
+
+
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

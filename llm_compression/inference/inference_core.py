@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from llm_compression.errors import ConfigError
+from llm_compression.errors import ConfigError, TensorError
 from llm_compression.inference.attention import attention
-from llm_compression.inference.linear import QUICK_GELU_SCALE, Linear, kept, scaled
-from llm_compression.inference.placement import Slot
+from llm_compression.inference.linear import Linear
+from llm_compression.inference.packed_module import Network
 from llm_compression.inference.shares import by_shares
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
 
-# What a layer needs, under the names that a weight file of CLIP's family gives it.
-CLIP_LAYER_NAMES: Final[Mapping[str, str]] = {
-    "norm1": "layer_norm1",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
-# The same of BERT's family.
-BERT_LAYER_NAMES: Final[Mapping[str, str]] = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "out": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "norm2": "output.LayerNorm",
-}
 
-
-class TransformerLayer(nn.Module):
+class TransformerLayer(Network):
     """One block: attention and an MLP, each with a residual, normed before (pre) or after (post) it."""
 
     def __init__(
@@ -55,7 +32,6 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.pre_norm = num_heads, norm == "pre"
-        self.folds, self.mlp_scale = self.pre_norm and activation == "quick_gelu", 1.0  # see `slots`
         self.norm1 = nn.LayerNorm(hidden_size, layer_norm_eps)
         self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
@@ -68,7 +44,7 @@ class TransformerLayer(nn.Module):
         residual = x[:, :1] if first_token_only else x
         if self.pre_norm:
             x = residual + self.attend(self.norm1(x), mask, causal, first_token_only)
-            return torch.add(x, self.mlp(self.norm2(x)), alpha=self.mlp_scale)
+            return x + self.mlp(self.norm2(x))
         x = self.norm1(residual + self.attend(x, mask, causal, first_token_only))
         out: Tensor = self.norm2(x + self.mlp(x))
         return out
@@ -84,30 +60,8 @@ class TransformerLayer(nn.Module):
         out: Tensor = self.fc2(self.fc1(x))
         return out
 
-    def slots(self, prefix: str, names: Mapping[str, str], device: torch.device, dtype: torch.dtype) -> Iterator[Slot]:
-        """What takes the block's tensors, named ``prefix + names[part] + ".weight"`` or ``".bias"``."""
 
-        def of(*parts: str) -> tuple[str, ...]:
-            return tuple(f"{prefix}{names[part]}.{kind}" for kind in ("weight", "bias") for part in parts)
-
-        def qkv(*tensors: Tensor) -> None:
-            self.qkv.load(torch.cat(tensors[:3]), torch.cat(tensors[3:]), device, dtype)
-
-        yield norm_slot(self.norm1, of("norm1"), device, dtype)
-        yield Slot(of("q", "k", "v"), qkv)
-        yield Slot(of("out"), lambda weight, bias: self.out.load(weight, bias, device, dtype))
-        scale = 1.0
-        if self.folds:
-            # SiLU in disguise, which runs inside the product: s times quick_gelu(x) is silu(s x), s = 1.702. The norm
-            # in front and the biases are multiplied by s, the sum with the residual divides; no matrix is touched.
-            scale = QUICK_GELU_SCALE
-            self.fc1.activation, self.mlp_scale = "silu", 1 / scale
-        yield norm_slot(self.norm2, of("norm2"), device, dtype, scale)
-        yield Slot(of("fc1"), lambda weight, bias: self.fc1.load(weight, scaled(bias, scale, dtype), device, dtype))
-        yield Slot(of("fc2"), lambda weight, bias: self.fc2.load(weight, scaled(bias, scale, dtype), device, dtype))
-
-
-class InferenceCore(nn.Module):
+class InferenceCore(Network):
     """A stack of transformer blocks, for inference.
 
     Args:
@@ -171,10 +125,10 @@ class InferenceCore(nn.Module):
             (n, tokens, hidden), or (n, 1, hidden) when only the first token is wanted.
 
         Raises:
-            ValueError: The input or the mask has another shape or dtype, or a row is all padding.
+            TensorError: The input or the mask has another shape or dtype, or a row is all padding.
         """
         if x.dim() != 3 or x.shape[2] != self.hidden_size or x.shape[1] < 1:
-            raise ValueError(f"x: shape {tuple(x.shape)}, expected (n, tokens, {self.hidden_size})")
+            raise TensorError(f"x: shape {tuple(x.shape)}, expected (n, tokens, {self.hidden_size})")
         mask = self._mask(x, key_padding_mask)
         if on_layer is not None:
             return self._run(x, mask, first_token_only, on_layer)
@@ -192,44 +146,20 @@ class InferenceCore(nn.Module):
                 on_layer(index, x)
         return x
 
-    def slots(self, prefix: str, names: Mapping[str, str], device: torch.device, dtype: torch.dtype) -> Iterator[Slot]:
-        """What takes the tensors of all blocks.
-
-        Args:
-            prefix: What stands before the number of a block in their names.
-            names: The name in the file of each part of a block.
-            device: Where the stack runs.
-            dtype: What it computes in.
-        """
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, TransformerLayer)
-            yield from layer.slots(f"{prefix}{index}.", names, device, dtype)
-
     def _mask(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
         """Boolean (n, 1, 1 or tokens, tokens), True where a key takes part; None without padding."""
         if key_padding_mask is None:
             return None
         if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != x.shape[:2]:
-            raise ValueError(
+            raise TensorError(
                 f"key_padding_mask: {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}, "
                 f"expected bool {tuple(x.shape[:2])}"
             )
         first_visible = key_padding_mask[:, 0] if self.causal else key_padding_mask.all(1)
         if bool(first_visible.any()):
-            raise ValueError("key_padding_mask: a row has a token with nothing to attend to")
+            raise TensorError("key_padding_mask: a row has a token with nothing to attend to")
         keep = ~key_padding_mask[:, None, None, :]
         if not self.causal:
             return keep
         tokens = x.shape[1]
         return keep & torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
-
-
-def norm_slot(
-    norm: nn.LayerNorm, names: tuple[str, ...], device: torch.device, dtype: torch.dtype, scale: float = 1
-) -> Slot:
-    """What takes the weight and bias of a layer norm, by their names, and multiplies what comes out by a scale."""
-
-    def take(*tensors: Tensor) -> None:
-        norm.weight, norm.bias = (kept(scaled(tensor, scale, dtype), device, dtype) for tensor in tensors)
-
-    return Slot(names, take)

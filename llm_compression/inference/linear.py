@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users k
 from torch import Tensor, nn
 
 from llm_compression.errors import ConfigError
+from llm_compression.inference.packed_module import PackedModule
 from llm_compression.inference.paths import choose
 from llm_compression.inference.processor import multiplies_bfloat16
 
@@ -37,7 +38,7 @@ _FUNCTIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 _FUSED: Final[dict[str, tuple[str, str]]] = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 
 
-class Linear(nn.Linear):
+class Linear(PackedModule, nn.Linear):
     """``activation(x @ weight.T + bias)``, from packed weights once `load` was called on a CPU.
 
     Args:
@@ -50,7 +51,7 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "none") -> None:
         super().__init__(in_features, out_features, bias)
         self.activation = activation
-        self._packed: Tensor | None = None
+        self.register_buffer("packed_weight", None)
 
     def load(self, weight: Tensor, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
         """Take the weights: packed where this machine can, as they are elsewhere.
@@ -64,19 +65,19 @@ class Linear(nn.Linear):
         self.bias = None if bias is None else kept(bias, device, dtype)  # type: ignore[assignment]  # as in nn.Linear
         weight = weight.to(device, dtype)
         if to_be_packed(device, dtype):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            self.weight = frozen(weight.to("meta"))
+            self._hold(None, torch.ops.mkldnn._reorder_linear_weight(weight))
         else:
-            self.weight = frozen(weight)
+            self._hold(frozen(weight), None)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Linear
         """(..., in_features) to (..., out_features)."""
-        if self._packed is None:
+        packed = self.packed_weight
+        if packed is None:
             return _FUNCTIONS[self.activation](F.linear(input, self.weight, self.bias))
-        return linear_pointwise(input, self._packed, self.bias, self.activation)
+        return linear_pointwise(input, packed, self.bias, self.activation)
 
 
-class PatchConv2d(nn.Conv2d):
+class PatchConv2d(PackedModule, nn.Conv2d):
     """A convolution whose stride is its kernel, without bias: a linear layer on patches, and run as one.
 
     Args:
@@ -86,15 +87,15 @@ class PatchConv2d(nn.Conv2d):
 
     def __init__(self, out_channels: int, patch_size: int) -> None:
         super().__init__(3, out_channels, patch_size, stride=patch_size, bias=False)
-        self._packed: Tensor | None = None
+        self.register_buffer("packed_weight", None)
 
     def load(self, weight: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Take the weight, (out_channels, 3, patch, patch), as `Linear.load` does."""
         weight = weight.to(device, dtype)
         if to_be_packed(device, dtype):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
-            weight = weight.to("meta")
-        self.weight = frozen(weight)
+            self._hold(None, torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1)))
+        else:
+            self._hold(frozen(weight), None)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """(n, 3, S, S) to (n, out_channels, S / patch, S / patch)."""
@@ -102,12 +103,14 @@ class PatchConv2d(nn.Conv2d):
         size = self.kernel_size[0]
         rows, columns = height // size, width // size
         grid = input.view(n, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        patches = torch.empty(grid.shape, dtype=self.weight.dtype, device=input.device).copy_(grid)
+        packed = self.packed_weight
+        dtype = self.weight.dtype if packed is None else packed.dtype
+        patches = torch.empty(grid.shape, dtype=dtype, device=input.device).copy_(grid)
         patches = patches.view(n, rows * columns, channels * size * size)
-        if self._packed is None:
+        if packed is None:
             out = F.linear(patches, self.weight.flatten(1))
         else:
-            out = linear_pointwise(patches, self._packed, None, "none")
+            out = linear_pointwise(patches, packed, None, "none")
         return out.view(n, rows, columns, self.out_channels).permute(0, 3, 1, 2)
 
 

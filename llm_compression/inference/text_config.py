@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from llm_compression.errors import ConfigError
-from llm_compression.inference.inference_core import ACTIVATIONS, BERT_LAYER_NAMES, CLIP_LAYER_NAMES
+from llm_compression.inference.inference_core import ACTIVATIONS
+from llm_compression.inference.layer_weights import BERT_LAYER_NAMES, CLIP_LAYER_NAMES
 
 BERT: Final = "bert"
 CLIP_TEXT: Final = "clip_text_model"

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_compression.embedding_provider import require_batch_size
-from llm_compression.errors import ConfigError, LlmCompressionError, TextError
-from llm_compression.inference.clip_file import OUTSIDE_TEXT, is_clip, tower_config
-from llm_compression.inference.inference_core import InferenceCore, norm_slot
-from llm_compression.inference.linear import Linear, frozen, kept, resolve_device, resolve_dtype
-from llm_compression.inference.placement import Slot, place
+from llm_compression.errors import ConfigError, TensorError, TextError
+from llm_compression.inference.clip_file import OUTSIDE_TEXT, tower_config
+from llm_compression.inference.encoder import Encoder
+from llm_compression.inference.layer_weights import core_slots, norm_slot
+from llm_compression.inference.linear import frozen, kept
+from llm_compression.inference.placement import Slot
 from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.threads import limit_threads, require_unforked
+from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.progress import progress
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder[TextConfig]):
     """A BERT sentence encoder or the text tower of a CLIP, from token ids on.
 
     Args:
@@ -39,7 +41,7 @@ class TextEncoder(nn.Module):
         dtype: What it computes in.
 
     Raises:
-        FileNotFoundError: There is no weight file.
+        MissingFileError: There is no weight file; where a checkpoint lies there, the message says how to convert it.
         WeightFormatError: The file is damaged, or its tensors do not fit the model: every missing, unexpected and
             mis-shaped one is named.
         ConfigError: The file has no configuration or an unsupported one, or the dtype is unknown.
@@ -51,40 +53,18 @@ class TextEncoder(nn.Module):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
     ) -> None:
-        super().__init__()
-        limit_threads()
-        self._process = os.getpid()
-        self.weight_loader = WeightLoader(model_path)
-        self.config = config = _config_of(self.weight_loader)
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
-        not_judged = OUTSIDE_TEXT if is_clip(self.weight_loader.config) else ()
-        self.weight_loader.check(config.expected_shapes(), not_judged)
-        with torch.device("meta"):
-            self.token_embedding = frozen(torch.empty(config.vocab_size, config.hidden_size))
-            self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
-            # over the embeddings of a BERT, over the last hidden state of a CLIP
-            self.layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-            self.transformer = InferenceCore(
-                hidden_size=config.hidden_size,
-                num_layers=config.num_layers,
-                num_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                layer_norm_eps=config.layer_norm_eps,
-                activation=config.hidden_act,
-                norm="post" if config.is_bert else "pre",
-                causal=not config.is_bert,
-            )
-            self.text_projection = (
-                None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
-            )
-        place(self.weight_loader, self._slots())
-        self.eval()
+        loader = WeightLoader(model_path)
+        super().__init__(loader, _config_of(loader), device, dtype, OUTSIDE_TEXT)
 
-    @property
-    def dimension(self) -> int:
-        """Width of an embedding."""
-        return self.config.dimension
+    def _build(self) -> None:
+        """The parts of the encoder."""
+        config = self.config
+        self.token_embedding = frozen(torch.empty(config.vocab_size, config.hidden_size))
+        self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
+        # over the embeddings of a BERT, over the last hidden state of a CLIP
+        self.layernorm = self._norm()
+        self.transformer = self._core(norm="post" if config.is_bert else "pre", causal=not config.is_bert)
+        self.text_projection = self._projection()
 
     @overload
     def forward(self, ids: Tensor, padding: Tensor | None = None, intermediates: Literal[False] = False) -> Tensor: ...
@@ -104,9 +84,14 @@ class TextEncoder(nn.Module):
             intermediates: Whether to return every step's tensor by name instead, ``embedding`` being the last.
 
         Raises:
+            TensorError: The ids or the mask have another shape or dtype.
             LlmCompressionError: As `require_unforked`.
         """
         require_unforked(self.device, self._process)
+        longest = self.config.num_positions
+        if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32) or not 0 < ids.shape[1] <= longest:
+            found = f"{ids.dtype} {tuple(ids.shape)}"
+            raise TensorError(f"ids: {found}, expected int64 (n, tokens) with 1 to {longest} tokens")
         steps: dict[str, Tensor] = {}
         x = F.embedding(ids, self.token_embedding)  # (n, tokens, hidden)
         x = steps["embeddings"] = x + self.position_embedding[: ids.shape[1]]
@@ -173,15 +158,7 @@ class TextEncoder(nn.Module):
         for batch in progress(batches, total=total, label="encoding", enabled=show_progress):
             with torch.inference_mode():
                 embeddings = self(*self._padded([checked[i] for i in batch]))
-                lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-                sound = (lengths.isfinite() & (lengths > 0)).flatten()
-                if not bool(sound.all()):
-                    position = batch[sound.tolist().index(False)]
-                    raise TextError(
-                        f"an embedding of zero, NaN or infinite length: use a dtype of wider range than {self.dtype}",
-                        position=position,
-                    )
-                out[batch] = (embeddings / lengths if normalize else embeddings).to(out.device)
+                out[batch] = self._rows(embeddings, normalize, partial(_refused, batch)).to(out.device)
         return out
 
     def _checked(self, row: Sequence[int], position: int) -> list[int]:
@@ -235,13 +212,12 @@ class TextEncoder(nn.Module):
             yield Slot(("text_model.embeddings.position_embedding.weight",), take_positions)
             norm, norm_dtype = "text_model.final_layer_norm", torch.float32
         yield norm_slot(self.layernorm, (f"{norm}.weight", f"{norm}.bias"), device, norm_dtype)
-        yield from self.transformer.slots(config.layer_prefix, config.layer_names, device, dtype)
-        if self.text_projection is not None:
-            load = self.text_projection.load
-            yield Slot(("text_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
+        yield from core_slots(self.transformer, config.layer_prefix, config.layer_names, device, dtype)
+        yield from self._projection_slots(self.text_projection, "text_projection.weight")
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TextEncoder:  # noqa: ARG002  # PyTorch's
-        raise LlmCompressionError("a TextEncoder stays where it was built: pass device and dtype to TextEncoder(...)")
+
+def _refused(batch: Sequence[int], index: int, reason: str) -> TextError:
+    return TextError(reason, position=batch[index])
 
 
 def _config_of(loader: WeightLoader) -> TextConfig:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
-from llm_compression.errors import ConfigError, TextError
+from llm_compression.errors import ConfigError, MissingDependencyError, MissingFileError, TextError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 INSTALL: Final = "pip install 'llm-compression[text]'"
@@ -74,7 +74,7 @@ class LibraryTokenizer:
         vocab_size: Rows of the model's token embedding.
 
     Raises:
-        ImportError: The library is not installed.
+        MissingDependencyError: The library is not installed.
         ConfigError: It cannot read the file, or the file has more tokens than the model.
     """
 
@@ -82,7 +82,7 @@ class LibraryTokenizer:
         try:
             from tokenizers import Tokenizer as FastTokenizer
         except ImportError as error:
-            raise ImportError(f"{path}: reading it needs the tokenizers library: {INSTALL}") from error
+            raise MissingDependencyError(f"{path}: reading it needs the tokenizers library: {INSTALL}") from error
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
@@ -117,12 +117,12 @@ def load_tokenizer(path: Path, max_length: int, vocab_size: int, sha256: str | N
         sha256: What the model's weight file recorded of the file; None where it recorded nothing.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         ConfigError: It is not the recorded one, not a tokenizer, or one of another model.
-        ImportError: It needs the library `tokenizers`, which is not installed.
+        MissingDependencyError: It needs the library `tokenizers`, which is not installed.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected the model's tokenizer beside its weights")
+        raise MissingFileError(f"{path}: no such file, expected the model's tokenizer beside its weights")
     content = path.read_bytes()
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ConfigError(f"{path}: sha256 is {found}, expected {sha256}, the tokenizer that the weights came with")
@@ -198,12 +198,12 @@ def openai_clean(text: str) -> str:
     """What OpenAI's CLIP does to a text before it tokenizes: ftfy, HTML unescaped twice, white space, lower case.
 
     Raises:
-        ImportError: ftfy is not installed.
+        MissingDependencyError: ftfy is not installed.
     """
     try:
         import ftfy
     except ImportError as error:
-        raise ImportError(f"clean='openai' needs ftfy: {INSTALL_FTFY}") from error
+        raise MissingDependencyError(f"clean='openai' needs ftfy: {INSTALL_FTFY}") from error
     unescaped = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return re.sub(r"\s+", " ", unescaped).strip().lower()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from llm_compression.errors import WeightFormatError
+from llm_compression.errors import MissingTensorError, WeightFormatError
 from llm_compression.inference.arrow_views import binary_views
+from llm_compression.inference.model_path import weight_file_of
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,
     DTYPES,
+    KEY_PREFIX,
     SCHEMA,
-    WEIGHTS_FILE,
     TensorHash,
     WeightMetadata,
     fingerprint,
@@ -85,15 +87,13 @@ class WeightLoader:
         tensors: Name to `TensorInfo`, in file order.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         WeightFormatError: The file is not a sound weight file.
     """
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
-        path = Path(model_path)
-        self.path = path / WEIGHTS_FILE if path.is_dir() else path
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file, expected a weight file or a directory that holds one")
+        self.path = weight_file_of(model_path)
+        self._opened = _state_of(self.path)
         with self._open() as file:
             self.metadata = WeightMetadata.from_key_values(file.metadata.metadata, str(self.path))
             self._num_row_groups = file.num_row_groups
@@ -151,17 +151,17 @@ class WeightLoader:
             Name and tensor. The tensor views the Arrow buffer that it was read into, in the dtype of the file.
 
         Raises:
+            MissingTensorError: There is no tensor of one of the names.
             WeightFormatError: The data is damaged, or a weight is NaN or infinite.
         """
         groups: Iterable[int] = range(self._num_row_groups)
         if names is not None:
-            groups = sorted({self.tensors[name].row_group for name in names})
+            groups = sorted({self._group_of(name) for name in names})
         yield from self._read_tensors(groups, names)
 
     def by_row_group(self, names: Iterable[str]) -> list[list[str]]:
         """Some tensors, those of a row group together, in file order; several threads may `stream` a list each."""
-        chosen = sorted(names, key=lambda name: self.tensors[name].row_group)
-        return [list(group) for _, group in groupby(chosen, key=lambda name: self.tensors[name].row_group)]
+        return [list(group) for _, group in groupby(sorted(names, key=self._group_of), key=self._group_of)]
 
     def load_weights(self) -> dict[str, torch.Tensor]:
         """Every tensor by name; the whole model in memory, in the dtype of the file.
@@ -175,12 +175,10 @@ class WeightLoader:
         """One tensor.
 
         Raises:
-            KeyError: There is no tensor of this name.
+            MissingTensorError: There is no tensor of this name.
             WeightFormatError: As `stream`.
         """
-        if name not in self.tensors:
-            raise KeyError(f"{name}: no such tensor in {self.path}, which has {len(self.tensors)}")
-        return dict(self._read_tensors([self.tensors[name].row_group]))[name]
+        return dict(self._read_tensors([self._group_of(name)]))[name]
 
     def verify(self) -> str:
         """Read every tensor and compare the hash over them with the recorded one.
@@ -202,6 +200,31 @@ class WeightLoader:
                 f"the file recorded {self.metadata.tensors_sha256}"
             )
         return digest.hexdigest()
+
+    def sha256(self) -> str:
+        """What tells this file from another: the sha256 over its metadata, which records one over the tensors.
+
+        For a file of the earlier layout, which records none, over its bytes and the configuration beside it.
+
+        Raises:
+            MissingFileError: A file of the earlier layout is gone.
+            WeightFormatError: A file of the earlier layout changed since it was opened.
+        """
+        if self.metadata is not None:
+            return self.metadata.to_key_values()[f"{KEY_PREFIX}metadata_sha256"]
+        config = json.dumps(self.config, sort_keys=True).encode()
+        weight_file_of(self.path)
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.sha256(config))
+        if _state_of(self.path) != self._opened:
+            raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
+        return digest.hexdigest()
+
+    def _group_of(self, name: str) -> int:
+        """The row group that holds a tensor."""
+        if name not in self.tensors:
+            raise MissingTensorError(f"{name}: no such tensor in {self.path}, which has {len(self.tensors)}")
+        return self.tensors[name].row_group
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
@@ -307,6 +330,12 @@ class WeightLoader:
             )
         if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
             raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _as_tensor(info: TensorInfo, data: memoryview) -> torch.Tensor:

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
 from torch import Tensor, nn
 
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, TransformerLayer
+from llm_compression.inference.inference_core import InferenceCore, TransformerLayer
+from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES
 from llm_compression.inference.linear import PatchConv2d
 from llm_compression.inference.text_config import CLIP_TEXT, TextConfig
 from llm_compression.inference.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, write_word_tokenizer

@@ -50,7 +50,7 @@ class CLIPEngine(EmbeddingMethods):
         dimension: Width of an embedding.
 
     Raises:
-        FileNotFoundError: The weight file or the tokenizer is missing.
+        MissingFileError: The weight file or the tokenizer is missing.
         WeightFormatError: The weight file is damaged, or its tensors do not fit the model.
         ConfigError: The file does not hold both towers, or an argument is unknown.
     """

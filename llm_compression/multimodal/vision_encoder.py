@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal, overload
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
-from llm_compression.errors import ConfigError, ImageError, LlmCompressionError
+from llm_compression.errors import ConfigError, ImageError
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
 from llm_compression.inference.cuda_graph import GraphedForward
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, norm_slot
-from llm_compression.inference.linear import Linear, PatchConv2d, frozen, kept, resolve_device, resolve_dtype
+from llm_compression.inference.encoder import Encoder
+from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES, core_slots, norm_slot
+from llm_compression.inference.linear import PatchConv2d, frozen, kept
 from llm_compression.inference.memory import REUSABLE_BYTES
-from llm_compression.inference.placement import Slot, place
-from llm_compression.inference.threads import limit_threads, require_unforked
+from llm_compression.inference.packed_module import Network
+from llm_compression.inference.placement import Slot
+from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
 from llm_compression.multimodal.vision_config import VisionConfig
@@ -31,7 +33,7 @@ _LAYER_PREFIX: Final = "vision_model.encoder.layers."
 _MAX_IMAGES_PER_PASS: Final = 1024
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(Network):
     """Cuts pixels into patches and projects each: (n, 3, S, S) to (n, num_patches, hidden)."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -43,24 +45,26 @@ class PatchEmbedding(nn.Module):
         """(n, 3, S, S) to (n, num_patches, hidden), patches row by row.
 
         Raises:
-            ImageError: The pixels have another shape.
+            ImageError: The pixels have another shape, or are whole numbers.
         """
         self.check(pixels)
         grid: Tensor = self.projection(pixels)  # (n, hidden, rows, columns)
         return grid.flatten(2).transpose(1, 2)
 
     def check(self, pixels: Tensor) -> None:
-        """Refuse pixels of another shape than (n, 3, S, S).
+        """Refuse pixels of another shape than (n, 3, S, S), or that are whole numbers.
 
         Raises:
-            ImageError: They have one.
+            ImageError: They are.
         """
         size = self.config.image_size
         if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
             raise ImageError(f"pixels of shape {tuple(pixels.shape)}, expected (n, 3, {size}, {size})")
+        if not pixels.is_floating_point():
+            raise ImageError(f"pixels of {pixels.dtype}, expected floating point, as ImageProcessor makes them")
 
 
-class VisionEncoder(EmbeddingMethods, nn.Module):
+class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
     """A CLIP image tower.
 
     Args:
@@ -78,7 +82,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         processor: The `ImageProcessor` with the constants of the weight file.
 
     Raises:
-        FileNotFoundError: There is no weight file.
+        MissingFileError: There is no weight file; where a checkpoint lies there, the message says how to convert it.
         WeightFormatError: The file is damaged, or its tensors do not fit the model: every missing, unexpected and
             mis-shaped one is named.
         ConfigError: The file has no configuration or an unsupported one, or the dtype is unknown.
@@ -92,41 +96,21 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
         *,
         config: VisionConfig | None = None,
     ) -> None:
-        super().__init__()
-        limit_threads()
-        self._process = os.getpid()
-        self.weight_loader = WeightLoader(model_path)
-        self.config = config = _config_of(self.weight_loader, config)
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
-        self.processor = _processor_of(self.weight_loader, config)
-        not_judged = OUTSIDE_VISION if is_clip(self.weight_loader.config) else ()
-        self.weight_loader.check(config.expected_shapes(), not_judged)
-        with torch.device("meta"):
-            self.patch_embedding = PatchEmbedding(config)
-            self.cls_token = frozen(torch.empty(config.hidden_size))
-            self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
-            self.pre_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-            self.transformer = InferenceCore(
-                hidden_size=config.hidden_size,
-                num_layers=config.num_layers,
-                num_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                layer_norm_eps=config.layer_norm_eps,
-                activation=config.hidden_act,
-            )
-            self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-            self.visual_projection = (
-                None if config.projection_dim is None else Linear(config.hidden_size, config.projection_dim, bias=False)
-            )
-        place(self.weight_loader, self._slots())
-        self.eval()
+        loader = WeightLoader(model_path)
+        config = _config_of(loader, config)
+        self.processor = _processor_of(loader, config)
+        super().__init__(loader, config, device, dtype, OUTSIDE_VISION)
         self._graphed = GraphedForward(weakref.proxy(self)) if self.device.type == "cuda" else None
 
-    @property
-    def dimension(self) -> int:
-        """Width of an embedding."""
-        return self.config.dimension
+    def _build(self) -> None:
+        """The parts of the tower, by the names of the founding spec."""
+        config = self.config
+        self.patch_embedding = PatchEmbedding(config)
+        self.cls_token = frozen(torch.empty(config.hidden_size))
+        self.position_embedding = frozen(torch.empty(config.num_positions, config.hidden_size))
+        self.pre_layernorm, self.post_layernorm = self._norm(), self._norm()
+        self.transformer = self._core()
+        self.visual_projection = self._projection()
 
     @overload
     def forward(self, pixels: Tensor, intermediates: Literal[False] = False) -> Tensor: ...
@@ -182,13 +166,7 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
             done = 0
             for part in pixels.chunk(max(1, math.ceil(len(pixels) / self._images_per_pass))):
                 embeddings = self._embed(part)
-                lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-                if not bool((lengths.isfinite() & (lengths > 0)).all()):
-                    raise ImageError(
-                        "an embedding of zero, NaN or infinite length: check the pixels, "
-                        f"or use a dtype of wider range than {self.dtype}"
-                    )
-                out[done : done + len(part)] = embeddings / lengths if normalize else embeddings
+                out[done : done + len(part)] = self._rows(embeddings, normalize, _refused)
                 done += len(part)
         return out
 
@@ -276,15 +254,22 @@ class VisionEncoder(EmbeddingMethods, nn.Module):
             (self.post_layernorm, "vision_model.post_layernorm", torch.float32),
         ):
             yield norm_slot(norm, (f"{name}.weight", f"{name}.bias"), device, its_dtype)
-        yield from self.transformer.slots(_LAYER_PREFIX, CLIP_LAYER_NAMES, device, dtype)
-        if self.visual_projection is not None:
-            load = self.visual_projection.load
-            yield Slot(("visual_projection.weight",), lambda weight: load(weight, None, device, torch.float32))
+        yield from core_slots(self.transformer, _LAYER_PREFIX, CLIP_LAYER_NAMES, device, dtype)
+        yield from self._projection_slots(self.visual_projection, "visual_projection.weight")
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VisionEncoder:  # noqa: ARG002  # PyTorch's
-        raise LlmCompressionError(
-            "a VisionEncoder stays where it was built: pass device and dtype to VisionEncoder(...)"
-        )
+    def _options(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a processor that was set since goes along: other pixels would give other rows without a word
+        return (*super().__reduce__(), {"processor": self.processor.to_dict()})
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.processor = ImageProcessor.from_dict(state["processor"])
+
+
+def _refused(_index: int, reason: str) -> ImageError:
+    return ImageError(reason)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
-from llm_compression.errors import CheckpointError
+from llm_compression.errors import CheckpointError, MissingDependencyError
 from llm_compression.inference.linear import resolve_device, resolve_dtype
 from llm_compression.multimodal.image_processor import Images, list_images, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder
@@ -78,7 +78,7 @@ class CLIPVisionProvider(VisionProvider):
         dtype: What it computes in; ``auto`` as in `VisionEncoder`.
 
     Raises:
-        ImportError: transformers is not installed.
+        MissingDependencyError: transformers is not installed.
         CheckpointError: transformers cannot load the model.
     """
 
@@ -92,7 +92,7 @@ class CLIPVisionProvider(VisionProvider):
             from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
             from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         except ImportError as error:
-            raise ImportError(
+            raise MissingDependencyError(
                 "CLIPVisionProvider needs transformers: pip install 'llm-compression[transformers]'"
             ) from error
         self.device = resolve_device(device)

@@ -64,7 +64,7 @@ SABOTAGES: Final = (
             Edit(
                 f"{INFERENCE}/inference_core.py",
                 "self.fc1 = Linear(hidden_size, intermediate_size, activation=activation)",
-                'self.folds = False\n        self.fc1 = Linear(hidden_size, intermediate_size, activation="gelu")',
+                'self.fc1 = Linear(hidden_size, intermediate_size, activation="gelu")',
             ),
         ),
         _CORE,
@@ -78,7 +78,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "a swapped q and k",
-        (Edit(f"{INFERENCE}/inference_core.py", 'of("q", "k", "v")', 'of("k", "q", "v")'),),
+        (Edit(f"{INFERENCE}/layer_weights.py", 'of("q", "k", "v")', 'of("k", "q", "v")'),),
         _CORE,
         "test_properties_core.py",
     ),
@@ -101,7 +101,7 @@ SABOTAGES: Final = (
                 "waiting = _Waiting(slots)",
                 "waiting = _Waiting([slot for slot in slots if all(name in loader.tensors for name in slot.names)])",
             ),
-            Edit(f"{MULTIMODAL}/vision_encoder.py", 'torch.device("meta")', 'torch.device("cpu")'),
+            Edit(f"{INFERENCE}/encoder.py", 'torch.device("meta")', 'torch.device("cpu")'),
         ),
         _tests("tests/unit/test_vision_encoder_refusals.py", "tests/property/test_properties_weights.py"),
         "test_every_mismatch|test_removed|missing",
@@ -168,6 +168,42 @@ SABOTAGES: Final = (
         ),
         _tests("benchmarks/gates/test_growth.py", "-k", "growth-b32"),
         r"growth-b32: memory_growth [\d.]+, expected < 5",
+    ),
+    Sabotage(
+        "a scale that the sum does not divide by",
+        (Edit(f"{INFERENCE}/layer_weights.py", "alpha=1 / QUICK_GELU_SCALE", "alpha=1"),),
+        _CORE,
+        "test_properties_core.py",
+    ),
+    Sabotage(
+        "a changed file opened again without a look",
+        (Edit(f"{INFERENCE}/encoder.py", "if found != sha256:", "if False:"),),
+        _tests("tests/unit/test_encoder.py", "-k", "is_not_taken"),
+        "test_another_file_is_not_taken",
+    ),
+    Sabotage(
+        "a copy in another dtype",
+        (
+            Edit(
+                f"{INFERENCE}/encoder.py",
+                '"dtype": str(self.dtype).removeprefix("torch.")',
+                '"dtype": "bfloat16" if self.dtype == torch.float32 else "float32"',
+            ),
+        ),
+        _tests("tests/unit/test_encoder.py", "-k", "copy"),
+        "test_a_copy_gives_the_same_bits",
+    ),
+    Sabotage(
+        "a packed weight cast in silence",
+        (
+            Edit(
+                f"{INFERENCE}/packed_module.py",
+                'self._refuse_if_packed("moved or cast"',
+                '"".format("moved or cast"',
+            ),
+        ),
+        _tests("tests/unit/test_packed_module.py"),
+        "test_a_packed_core_refuses_as_a_whole",
     ),
     Sabotage(
         "a gate deleted",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import copy
 import importlib
 import pickle
@@ -18,13 +20,27 @@ import torch
 
 import benchmarks.regression
 import llm_compression
-from llm_compression.errors import CheckpointError, ConfigError, ImageError, LlmCompressionError, WeightFormatError
+from llm_compression.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    LlmCompressionError,
+    MissingDependencyError,
+    MissingFileError,
+    MissingTensorError,
+    TensorError,
+    TextError,
+    UnavailableError,
+    WeightFormatError,
+)
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import PatchEmbedding, VisionEncoder
+
+PACKAGE = Path(llm_compression.__file__).parent
 
 
 @pytest.mark.requirement("12.6")
@@ -35,6 +51,53 @@ def test_one_base(error: type[Exception]) -> None:
     assert issubclass(error, LlmCompressionError)
     assert issubclass(error, ValueError)  # what code that does not know this package would catch
     assert str(error("width: 7, expected 8")).endswith("width: 7, expected 8")
+
+
+SECOND_BASES: dict[type[LlmCompressionError], type[Exception]] = {
+    MissingFileError: FileNotFoundError,
+    MissingTensorError: KeyError,
+    MissingDependencyError: ImportError,
+    UnavailableError: AttributeError,
+    **dict.fromkeys((ConfigError, WeightFormatError, CheckpointError, TensorError, TextError, ImageError), ValueError),
+}
+
+
+@pytest.mark.requirement("27.12")
+@pytest.mark.parametrize("error", SECOND_BASES)
+def test_who_catches_pythons_own_catches_ours(error: type[LlmCompressionError]) -> None:
+    """27.12: WHERE Python has an exception of its own for what was refused, THE Package SHALL raise an error that is a
+    subclass of both."""
+    assert issubclass(error, SECOND_BASES[error])
+    raised = error("width: 7, expected 8")
+    assert str(raised).endswith("width: 7, expected 8")
+    assert not str(raised).startswith("'")
+    if error not in (TextError, ImageError):
+        copied = pickle.loads(pickle.dumps(raised))
+        assert (type(copied), str(copied)) == (error, str(raised))
+
+
+# What else the package raises, by file: it never leaves it, or Python asks for it.
+OTHERS: dict[str, set[str]] = {
+    "__init__.py": {"AttributeError"},  # of a module, as PEP 562 wants it
+    "__main__.py": {"SystemExit"},
+    "harness/sample.py": {"SystemExit"},  # a program of its own
+    "inference/encoder.py": {"AttributeError"},  # of an object, for hasattr
+    "multimodal/image_processor.py": {"ValueError"},  # caught where it becomes an ImageError
+}
+
+
+@pytest.mark.requirement("12.6")
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_refusal_is_pythons_own(file: Path) -> None:
+    """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
+    whose message has the value found and what was expected: no file raises one of Python's own exceptions itself."""
+    raised = {
+        node.exc.func.id: node.lineno
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
+    }
+    pythons = {name: line for name, line in raised.items() if hasattr(builtins, name)}
+    assert set(pythons) == OTHERS.get(file.relative_to(PACKAGE).as_posix(), set()), f"{file}: {pythons}"
 
 
 @pytest.mark.requirement("6.6")
@@ -135,7 +198,13 @@ REFUSALS: dict[str, tuple[Refusal, type[Exception], str, str]] = {
         "(1, 1, 224, 224)",
         "(n, 3, 224, 224)",
     ),
-    "moving": (lambda e, _p: e.to("meta"), LlmCompressionError, "VisionEncoder", "device"),
+    "whole numbers": (lambda e, _p: e(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), ImageError, "uint8", "floating"),
+    "moving": (
+        lambda e, _p: e.to("meta"),  # type: ignore[attr-defined]  # what it does not have
+        UnavailableError,
+        "VisionEncoder",
+        "device",
+    ),
 }
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from llm_compression.errors import ConfigError
-from llm_compression.inference.inference_core import CLIP_LAYER_NAMES, InferenceCore, TransformerLayer
-from llm_compression.inference.linear import Linear
+from llm_compression.errors import ConfigError, TensorError
+from llm_compression.inference.inference_core import InferenceCore, TransformerLayer
+from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES, FoldedLayer
+from llm_compression.inference.linear import QUICK_GELU_SCALE, Linear
 from tests.cores import SIZES, block_tensors, fill_core, loaded, tokens
 
 
@@ -75,8 +76,10 @@ def test_the_activation_is_between_the_products(activation: str, norm: str) -> N
     inner = x @ block["mlp.fc1.weight"].double().T + block["mlp.fc1.bias"].double()
     inner *= torch.sigmoid(1.702 * inner) if activation == "quick_gelu" else (1 + torch.erf(inner / 2**0.5)) / 2
     expected = inner @ block["mlp.fc2.weight"].double().T + block["mlp.fc2.bias"].double()
-    # in pre-norm order the norm in front multiplies what the sum with the residual divides
-    found = layer.mlp(x.float() / layer.mlp_scale) * layer.mlp_scale
+    # in a folded block the norm in front multiplies what the sum with the residual divides
+    assert isinstance(layer, FoldedLayer) == (layer.fc1.activation == "silu")
+    scale = QUICK_GELU_SCALE if isinstance(layer, FoldedLayer) else 1.0
+    found = layer.mlp(x.float() * scale) / scale
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -230,7 +233,7 @@ def test_arguments_that_do_not_fit(values: dict[str, Any], message: str) -> None
 def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected."""
-    with pytest.raises(ValueError, match=re.escape(f"x: shape {shape}, expected (n, tokens, 12)")):
+    with pytest.raises(TensorError, match=re.escape(f"x: shape {shape}, expected (n, tokens, 12)")):
         InferenceCore(**SIZES)(torch.zeros(shape))
 
 
@@ -248,7 +251,7 @@ def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
 def test_masks_that_do_not_fit(mask: torch.Tensor, causal: bool, message: str) -> None:
     """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of `LlmCompressionError`
     whose message has the value found and what was expected: here rows that would be NaN."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TensorError, match=message):
         InferenceCore(**SIZES, causal=causal)(tokens(), mask)
 
 

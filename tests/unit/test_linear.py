@@ -46,7 +46,12 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def is_packed(layer: Linear) -> bool:
-    return layer._packed is not None
+    """Whether it is: then its weight is the buffer ``packed_weight``, and otherwise the parameter ``weight``."""
+    names = {name for name, _ in [*layer.named_parameters(), *layer.named_buffers()]} - {"bias"}
+    assert names in ({"weight"}, {"packed_weight"})
+    assert (layer.weight is None) is (names == {"packed_weight"})
+    assert not any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers()))
+    return names == {"packed_weight"}
 
 
 def without_packing(patch: pytest.MonkeyPatch) -> None:
@@ -203,6 +208,7 @@ def test_an_encoder_without_the_private_operators(
     packed = tiny_encoder.encode_pixels(pixels)
     without_packing(monkeypatch)
     plain = VisionEncoder(tiny_model, dtype="float32")
+    assert not any(name.endswith("packed_weight") for name, _ in plain.transformer.named_buffers())
     torch.testing.assert_close(plain.encode_pixels(pixels), packed)
     assert VisionEncoder(tiny_model).dtype == torch.float32
 

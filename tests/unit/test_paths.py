@@ -62,15 +62,11 @@ def test_the_variable_forces_a_process(setting: str, expected: str) -> None:
         "from llm_compression.inference.linear import Linear\n"
         "layer = Linear(4, 4)\n"
         "layer.load(torch.zeros(4, 4), None, torch.device('cpu'), torch.float32)\n"
-        "print(layer._packed is not None)"
+        "print(layer.packed_weight is not None)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, PATHS_VARIABLE: setting},
-    )
+    environment = {**os.environ, PATHS_VARIABLE: setting}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert expected in run.stdout + run.stderr
     assert (run.returncode == 0) is (setting != "linear=slow")
 
@@ -83,6 +79,6 @@ def test_layers_differ_in_what_they_hold() -> None:
             layer = Linear(4, 4)
             layer.load(torch.eye(4), None, torch.device("cpu"), torch.float32)
             layers.append(layer)
-    assert [layer._packed is not None for layer in layers] == [torch.backends.mkldnn.is_available(), False]
+    assert [layer.packed_weight is not None for layer in layers] == [torch.backends.mkldnn.is_available(), False]
     x = torch.arange(4.0).reshape(1, 4)
     assert all(torch.equal(layer(x), x) for layer in layers)

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -83,6 +84,8 @@ def test_layers_in_the_wrong_order_show(accuracy: dict[str, float], kind: str) -
             assert isinstance(layer, TransformerLayer)
             assert layer.pre_norm
             layer.pre_norm = False
+            # not that of a folded block, which knows no other order
+            layer.forward = MethodType(TransformerLayer.forward, layer)  # type: ignore[method-assign]  # the sabotage
     assert _accuracy(sabotaged, kind) < accuracy[kind] / 2
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llm_compression.errors import ConfigError, LlmCompressionError, TextError, WeightFormatError
+from llm_compression.errors import ConfigError, LlmCompressionError, TensorError, TextError, WeightFormatError
 from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.inference.text_encoder import TextEncoder
 from llm_compression.inference.tokenizer import write_word_tokenizer
@@ -179,9 +179,25 @@ def test_intermediates_name_every_step(engine: ArrowEngine, clip_text: TextEncod
 
 @pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(2, 13, dtype=torch.int64), r"int64 \(2, 13\), expected int64 \(n, tokens\) with 1 to 12 tokens"),
+        (torch.zeros(2, 0, dtype=torch.int64), r"\(2, 0\), expected"),
+        (torch.zeros(3, dtype=torch.int64), r"\(3,\), expected"),
+        (torch.zeros(2, 3), r"float32 \(2, 3\), expected int64"),
+    ],
+)
+def test_ids_that_do_not_fit(engine: ArrowEngine, ids: torch.Tensor, message: str) -> None:
+    """12.6: a refused tensor is an error of the package, with the value found and what was expected."""
+    with pytest.raises(TensorError, match=message):
+        engine.encoder(ids)
+
+
+@pytest.mark.requirement("12.6")
+@pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda path: TextEncoder(path).to("cpu"), "stays where it was built"),
+        (lambda path: TextEncoder(path).to("cpu"), "pass device and dtype to TextEncoder"),  # type: ignore[attr-defined]  # no
         (lambda path: ArrowEngine(path, dtype="int8"), "dtype: 'int8'"),
         (lambda path: ArrowEngine(path, clean="html"), "clean: 'html', expected one of none, openai"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from llm_compression.harness.checkpoint_weights import make_weights
 from llm_compression.harness.checkpoints import VARIANTS
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.linear import Linear, auto_dtype
+from llm_compression.inference.placement import Slot
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor
@@ -193,7 +194,7 @@ def test_the_parts_have_their_names(tiny_encoder: VisionEncoder, tiny_model: Pat
     assert isinstance(tiny_encoder.post_layernorm, torch.nn.LayerNorm)
     assert tiny_encoder.config == TINY
     assert (tiny_encoder.device, tiny_encoder.dimension) == (torch.device("cpu"), 16)
-    assert not tiny_encoder.training
+    assert not any(module.training for part in parts_of(tiny_encoder) for module in part.modules())
 
 
 @pytest.mark.requirement("5.6")
@@ -250,25 +251,35 @@ def test_preprocessing_of_the_file(tmp_path: Path, tiny_encoder: VisionEncoder) 
     assert tiny_encoder.processor.to_dict() == ImageProcessor(32).to_dict()
 
 
+def parts_of(encoder: VisionEncoder) -> list[torch.nn.Module]:
+    """The parts of an encoder that are modules."""
+    return [part for part in vars(encoder).values() if isinstance(part, torch.nn.Module)]
+
+
+def tensors_of(encoder: VisionEncoder) -> list[torch.Tensor]:
+    """Every tensor that an encoder holds."""
+    modules = [tensor for part in parts_of(encoder) for tensor in (*part.parameters(), *part.buffers())]
+    return [*modules, *(part for part in vars(encoder).values() if isinstance(part, torch.Tensor))]
+
+
 class Loading:
     """What a load looked like from inside: the devices of the parameters when streaming began."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.devices: list[set[str]] = []
         self.encoder: VisionEncoder | None = None
-        real_init, real_groups = torch.nn.Module.__init__, WeightLoader.by_row_group
+        real_slots, real_groups = VisionEncoder._slots, WeightLoader.by_row_group
 
-        def init(module: torch.nn.Module, *given: Any, **options: Any) -> None:
-            real_init(module, *given, **options)
-            if isinstance(module, VisionEncoder):
-                self.encoder = module
+        def slots(encoder: VisionEncoder) -> Iterator[Slot]:
+            self.encoder = encoder
+            return real_slots(encoder)
 
         def by_row_group(loader: WeightLoader, names: Iterable[str]) -> list[list[str]]:
             assert self.encoder is not None
-            self.devices.append({parameter.device.type for parameter in self.encoder.parameters()})
+            self.devices.append({tensor.device.type for tensor in tensors_of(self.encoder)})
             return real_groups(loader, names)
 
-        patch.setattr(torch.nn.Module, "__init__", init)
+        patch.setattr(VisionEncoder, "_slots", slots)
         patch.setattr(WeightLoader, "by_row_group", by_row_group)
 
 
@@ -279,7 +290,8 @@ def test_modules_start_without_memory(tiny_model: Path, monkeypatch: pytest.Monk
     encoder = VisionEncoder(tiny_model, dtype="float32")
     assert loading.devices == [{"meta"}]
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(not parameter.requires_grad for parameter in encoder.parameters())
+    assert {tensor.device.type for tensor in tensors_of(encoder)} == {"cpu"}
+    assert not any(tensor.requires_grad for tensor in tensors_of(encoder))
 
 
 @pytest.mark.requirement("4.7")

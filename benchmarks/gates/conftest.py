@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.evidence import INVALID
 from llm_compression.harness.gates import (
     CUDA_SESSION,
-    INVALID,
     SESSIONS,
     SLOW,
     Result,

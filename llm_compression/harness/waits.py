@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Final
 
 _INTERVAL_S: Final = 0.05
+_TASKS: Final = Path("/proc/self/task")
+_STAT: Final = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ class WaitClock:
     def _waited_ns(self) -> int:
         """Of all threads that were ever seen; a thread's last tens of milliseconds may be missing."""
         found: dict[int, int] = {}
-        for thread in _listed(Path("/proc/self/task")):
+        for thread in _listed(_TASKS):
             try:
-                found[int(thread)] = int(Path("/proc/self/task", thread, "schedstat").read_text().split()[1])
+                found[int(thread)] = int((_TASKS / thread / "schedstat").read_text(encoding="utf-8").split()[1])
             except (OSError, ValueError, IndexError):
                 continue  # it has just ended, or the kernel keeps no such count
         with self._lock:
@@ -124,7 +126,7 @@ def _processors_ns() -> tuple[int, int]:
         return 0, 0
     allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     try:
-        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines()]
+        lines = [line.split() for line in _STAT.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return 0, 0
     tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness.evidence import COLLECTED, Part, Record, Source
-from llm_compression.harness.gates import NO_CUDA
+from llm_compression.harness.evidence import COLLECTED, NO_CUDA, Part, Record, Source
 from llm_compression.harness.proofs import Row, State, build_matrix
 from llm_compression.harness.spec import read_specs
 from tests.small_project import Project

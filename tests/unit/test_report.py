@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from llm_compression.harness import photos
+from llm_compression.harness.evidence import INVALID
 from llm_compression.harness.gates import (
-    INVALID,
     SESSIONS,
     SLOW,
     Judgement,

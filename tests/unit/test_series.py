@@ -138,19 +138,21 @@ def test_rates_come_from_a_program_that_imports_nothing_of_the_package(tiny_mode
         assert rounds.ask()["ms"] > 0
 
 
-def test_a_series_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_series_is_taken_once() -> None:
     """Several gates rest on the same samples; an error is theirs too."""
     said: list[str] = []
     series = Series(Undisturbed(1.0, 0), said.append)
-    calls = iter([lambda: ([1.0], ()), lambda: pytest.fail("taken again")])
-    assert series._once("key", lambda: next(calls)()) == ([1.0], ())
-    assert series._once("key", lambda: next(calls)()) == ([1.0], ())
+
+    def taking() -> tuple[list[float], tuple[float, ...]]:
+        said.append("taken")
+        return [1.0], ()
 
     def failing() -> tuple[list[float], tuple[float, ...]]:
-        said.append("failing")
+        said.append("failed")
         raise DisturbedError("busy", (0.5,))
 
     for _ in range(2):
+        assert series._once("key", taking) == ([1.0], ())
         with pytest.raises(DisturbedError, match="busy"):
             series._once("other", failing)
-    assert said == ["failing"]
+    assert said == ["taken", "failed"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -84,33 +86,28 @@ def test_the_smaller_of_both_counts() -> None:
     assert Waits(0, 0, 0, 0, 0).part == 0
 
 
-def test_laps_follow_each_other_and_threads_that_ended_count() -> None:
+def test_laps_follow_each_other_and_threads_that_ended_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is read is a difference; a thread's number that falls is another thread's."""
     clock = WaitClock()
     first, second = clock.lap(), clock.lap()
     assert min(first.wall_ms, second.wall_ms) >= 0
-    counts = iter([{1: 500}, {1: 700, 2: 50}, {1: 900}, {1: 900, 2: 10}])
+    monkeypatch.setattr(waits, "_TASKS", tmp_path)
     clock._last, clock._gone_ns = {}, 0
+    found = []
+    for counts in ({1: 500}, {1: 700, 2: 50}, {1: 900}, {1: 900, 2: 10}, {}):
+        shutil.rmtree(tmp_path)
+        for thread, waited in counts.items():
+            (tmp_path / str(thread)).mkdir(parents=True)
+            (tmp_path / str(thread) / "schedstat").write_text(f"1 {waited} 3\n", encoding="utf-8")
+        found.append(clock._waited_ns())
+    assert found == [500, 750, 950, 960, 960]
 
-    def reading() -> int:
-        found = next(counts)
-        clock._gone_ns += sum(last for thread, last in clock._last.items() if found.get(thread, -1) < last)
-        clock._last = found
-        return clock._gone_ns + sum(found.values())
 
-    assert [reading() for _ in range(4)] == [500, 750, 950, 960]
-
-
-def test_a_system_without_counts_has_no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_counts_has_no_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the system keeps none, nothing is made up."""
-    monkeypatch.setattr(waits, "Path", lambda *_parts: _Missing())
+    monkeypatch.setattr(waits, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(waits, "_TASKS", tmp_path / "tasks")
     assert waits._processors_ns() == (0, 0)
-    assert waits._listed(waits.Path("/proc/self/task")) == []
-
-
-class _Missing:
-    def __fspath__(self) -> str:
-        return "/nonexistent"
-
-    def read_text(self, encoding: str = "") -> str:
-        raise FileNotFoundError(encoding)
+    clock = WaitClock()
+    found = clock.lap()
+    assert (found.waited_ms, found.taken_ms, found.part) == (0, 0, 0)

@@ -265,7 +265,7 @@ def read_part(path: Path) -> Part:
 
 def _record(values: Mapping[str, Any]) -> Record:
     if values["outcome"] not in OUTCOMES:
-        raise ValueError(f"outcome {values['outcome']!r}, expected one of {', '.join(OUTCOMES)}")
+        raise EvidenceError(f"outcome {values['outcome']!r}, expected one of {', '.join(OUTCOMES)}")
     cited = {name: tuple(values[name]) for name in ("requirements", "properties")}
     return Record(**{**values, **cited})
 

@@ -23,7 +23,13 @@ from llm_compression.harness.waits import Waits
 from llm_compression.inference.weight_format import WEIGHTS_FILE
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 
-ECHO = "import json, sys\nprint(json.dumps({{}}), flush=True)\nfor line in sys.stdin: print(json.dumps({answer}), flush=True)\nprint('{{}}')"
+ECHO = """
+import json, sys
+print(json.dumps({{}}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({answer}), flush=True)
+print("{{}}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +121,10 @@ def test_a_live_process_that_hangs_or_never_starts() -> None:
 def test_rates_come_from_a_program_that_imports_nothing_of_the_package(tiny_model: Path) -> None:
     """30.1: THE Gates Session SHALL measure the rates of the machine in the same run by a program that imports nothing
     of the Package, matrix products by the fastest of the ways that PyTorch has for their shapes and dtype."""
+    request = json.dumps({"tokens": 5, "shapes": [[8, 4]], "dtype": "float32", "threads": 1})
     code = (
         "import runpy, sys, io\n"
-        f"sys.argv = ['products', {json.dumps(json.dumps({'tokens': 5, 'shapes': [[8, 4]], 'dtype': 'float32', 'threads': 1}))}]\n"
+        f"sys.argv = ['products', {request!r}]\n"
         "sys.stdin = io.StringIO('\\n')\n"
         f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')\n"
         "print([name for name in sys.modules if name.startswith('llm_compression')])"

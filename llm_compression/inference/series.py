@@ -22,7 +22,7 @@ def series_values(given: object) -> list[Any] | pa.Array | pa.ChunkedArray | Non
         # a column of Python objects has no Arrow type
         return list(column.to_list()) if str(column.dtype) == "Object" else column.to_arrow()
     if library == "pandas" and (name == "Series" or name.endswith("Index")):
-        values = getattr(column, "array", None)
+        values: Any = column.array
         if type(values).__name__.startswith("Arrow"):
             return values.__arrow_array__()
         return [None if _is_missing(value) else value for value in column.tolist()]

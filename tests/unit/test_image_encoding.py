@@ -172,7 +172,8 @@ def test_pixels_of_any_array(tiny_encoder: VisionEncoder) -> None:
         assert (type(found), found.dtype.name) == (np.ndarray, "float32")
         np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)
     assert tiny_encoder.encode_pixels(array[:0]).shape == (0, 16)
-    for wrong in (array.astype(np.float64), array.astype(np.uint8), array.astype(">f4"), array.tolist(), array[0]):
+    refused: list[Any] = [array.astype(np.float64), array.astype(np.uint8), array.astype(">f4"), [1.0], array[0]]
+    for wrong in refused:
         with pytest.raises(ImageError, match=r"\(n, 3, 32, 32\)"):
             tiny_encoder.encode_pixels(wrong)
 

@@ -58,7 +58,7 @@ class LazyColumn(Sequence[Any]):
         return image
 
 
-class StoredAs(pa.ExtensionType):
+class StoredAs(pa.ExtensionType):  # type: ignore[misc]  # pyarrow ships no types
     """An extension type over another type."""
 
     def __init__(self, storage: pa.DataType) -> None:

@@ -64,7 +64,7 @@ def _texts_of(texts: object) -> Iterable[Any]:
         return _strings(series) if isinstance(series, pa.Array | pa.ChunkedArray) else series
     if isinstance(texts, AbstractSet):
         raise TextError(f"got {type(texts).__name__}, which has no order, expected {_EXPECTED}")
-    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
+    if hasattr(type(texts), "columns") or hasattr(type(texts), "column_names"):
         raise TextError(f"got {type(texts).__name__}, expected {_EXPECTED}; of a table, one column")
     no_texts = isinstance(texts, bytes | bytearray | memoryview | Mapping) or hasattr(texts, "read")
     if no_texts or not isinstance(texts, Iterable):

@@ -90,7 +90,7 @@ def image_sources(images: Images) -> ImageSources:
         return image_sources(series)
     if isinstance(images, AbstractSet):
         raise ImageError(f"got {type(images).__name__}, which has no order, expected a list")
-    if hasattr(images, "columns") or hasattr(images, "column_names"):
+    if hasattr(type(images), "columns") or hasattr(type(images), "column_names"):
         raise ImageError(f"got {type(images).__name__}, a table, expected one column of it")
     if isinstance(images, list | tuple):
         return ImageSources(iter(images), len(images))

@@ -40,8 +40,9 @@ CROP_OFFSETS: Final = ("floor", "round")
 class ImageProcessor:
     """Turns images into the float32 tensor (n, 3, S, S) that the encoder multiplies.
 
-    An image is a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3); several are a list of these, a uint8
-    array (n, H, W, 3), or an Arrow array of paths (string) or encoded images (binary).
+    An image is a path, encoded bytes, an open file, a PIL image, or a uint8 array (H, W, 3), (H, W, 4) or (H, W);
+    several are any iterable of these, a uint8 array (n, H, W, 3), an Arrow array of paths (string) or encoded images
+    (binary), or a Series. `image_inputs` has the whole list.
 
     Files and encoded bytes get their EXIF orientation applied, as transformers' ``load_image`` does; a PIL image and
     an array are taken as they stand. Transparency is composited on white, as transformers 5 does.

@@ -222,7 +222,7 @@ def _array_reason(array: npt.NDArray[Any], shape: tuple[int, ...]) -> str | None
         return f"a masked array, {expected}: fill what is masked, .filled(...)"
     if len(shape) == 3 and shape[2] not in _CHANNELS and shape[0] in _CHANNELS:
         axes = "0, 2, 3, 1" if array.ndim == 4 else "1, 2, 0"
-        return f"{found}, channels first, {expected}: .transpose({axes})"
+        return f"{found}, {expected}: these have their channels first, .transpose({axes})"
     if array.dtype.kind == "f":
         return (
             f"{found}, {expected}: (255 * x).round().astype(numpy.uint8) of values from 0 to 1; encode_pixels takes "
@@ -255,7 +255,7 @@ def _content(file: Any, position: int) -> Any:
 
 def _reason(source: Any) -> str:
     if source is None:
-        return f"null (None), expected {_ONE}"
+        return f"null, expected an image: {_ONE}"
     if isinstance(source, Text):
         return f"a text, expected {_ONE}: words go to encode_text of a CLIPEngine or to an ArrowEngine"
     if isinstance(source, torch.Tensor):

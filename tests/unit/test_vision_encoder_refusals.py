@@ -115,7 +115,8 @@ PIXELS: dict[str, tuple[Any, str]] = {
     "float64": (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "torch.float64"),
     "bfloat16": (torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16), "torch.bfloat16"),
     "uint8": (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8"),
-    "array": (np.zeros((1, 3, 32, 32), np.float32), "ndarray"),
+    "array": (np.zeros((1, 3, 32, 31), np.float32), "(1, 3, 32, 31)"),
+    "float64 array": (np.zeros((1, 3, 32, 32)), "float64"),
     "list": ([0.0], "list"),
     "None": (None, "NoneType"),
 }

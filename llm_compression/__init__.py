@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from llm_compression.inference.inference_core import InferenceCore as InferenceCore
     from llm_compression.inference.text_config import TextConfig as TextConfig
     from llm_compression.inference.text_encoder import TextEncoder as TextEncoder
+    from llm_compression.inference.text_inputs import Text as Text
     from llm_compression.inference.weight_loader import WeightLoader as WeightLoader
     from llm_compression.models import shapes_model as shapes_model
     from llm_compression.multimodal.clip_config import ClipConfig as ClipConfig
     from llm_compression.multimodal.clip_engine import CLIPEngine as CLIPEngine
+    from llm_compression.multimodal.image_encoding import KeptRows as KeptRows
     from llm_compression.multimodal.image_processor import ImageProcessor as ImageProcessor
     from llm_compression.multimodal.vision_config import VisionConfig as VisionConfig
     from llm_compression.multimodal.vision_encoder import PatchEmbedding as PatchEmbedding
@@ -57,10 +59,12 @@ _HOMES: Final = {
     "InferenceCore": "llm_compression.inference.inference_core",
     "TextConfig": "llm_compression.inference.text_config",
     "TextEncoder": "llm_compression.inference.text_encoder",
+    "Text": "llm_compression.inference.text_inputs",
     "WeightLoader": "llm_compression.inference.weight_loader",
     "shapes_model": "llm_compression.models",
     "ClipConfig": "llm_compression.multimodal.clip_config",
     "CLIPEngine": "llm_compression.multimodal.clip_engine",
+    "KeptRows": "llm_compression.multimodal.image_encoding",
     "ImageProcessor": "llm_compression.multimodal.image_processor",
     "VisionConfig": "llm_compression.multimodal.vision_config",
     "PatchEmbedding": "llm_compression.multimodal.vision_encoder",

@@ -13,10 +13,16 @@ from llm_compression import __version__
 from llm_compression.errors import ConfigError, LlmCompressionError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from llm_compression.embeddings import Array
 
 # A wider table does not fit a terminal.
 _TABLE_MAX: Final = 16
+# What became of images that could not be read, by --on-error and the kind of file.
+_LEFT_OUT: Final = {
+    ("skip", ".parquet"): "and are not in the file",
+    ("null", ".parquet"): "and have a null in the file",
+    ("null", ".npy"): "and have a row of NaN in the file",
+}
 _OVERRIDES: Final = {"hidden_act": str, "num_heads": int, "layer_norm_eps": float, "pooling": str, "max_length": int}
 
 
@@ -94,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     encode.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
     encode.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")
+    encode.add_argument(
+        "--on-error",
+        choices=("raise", "skip", "null"),
+        default="raise",
+        help="images that cannot be read: raise names them all and writes nothing, skip leaves them out of a .parquet, "
+        "null gives them a null there and a row of NaN in an .npy (default: %(default)s)",
+    )
     encode.set_defaults(run=_encode)
 
     classify = commands.add_parser(
@@ -176,17 +189,39 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
+    from llm_compression.embeddings import write_embeddings
     from llm_compression.multimodal.vision_encoder import VisionEncoder
 
-    if options.output.is_dir():
-        raise ConfigError(f"{options.output}: a directory, expected the name of a file to write")
+    output, on_error = options.output, options.on_error
+    if output.is_dir():
+        raise ConfigError(f"{output}: a directory, expected the name of a file to write")
+    if on_error == "skip" and output.suffix == ".npy":
+        raise ConfigError(
+            f"{output}: an .npy does not say which images its rows are of, expected with --on-error skip a name ending "
+            "in .parquet, or --on-error null, which writes a row of NaN"
+        )
     encoder = VisionEncoder(options.model, options.device, options.dtype)
-    embeddings = encoder.encode(
-        options.images, normalize=not options.no_normalize, batch_size=options.batch_size, show_progress=None
-    )
-    _write_embeddings(options.output, options.images, embeddings)
-    print(f"wrote {options.output}: {len(embeddings)} x {encoder.dimension}, computed in {encoder.dtype}\n")
-    _print_similarity(options.images, embeddings)
+    normalize, batch_size = not options.no_normalize, options.batch_size
+    if on_error == "raise":
+        rows = encoder.encode(options.images, normalize, batch_size, show_progress=None)
+        positions, left_out = list(range(len(rows))), 0
+    else:
+        kept = encoder.encode(options.images, normalize, batch_size, on_error="skip", show_progress=None)
+        rows, positions, left_out = kept.embeddings, kept.positions.tolist(), len(kept.errors)
+        for error in kept.errors:
+            print(f"llm-compression: {error}", file=sys.stderr)
+    read = [options.images[position] for position in positions]
+    if on_error == "null":
+        write_embeddings(output, [_text_of(image) for image in options.images], rows, positions)
+    else:
+        write_embeddings(output, [_text_of(image) for image in read], rows, range(len(read)))
+    written = len(options.images) if on_error == "null" else len(read)
+    print(f"wrote {output}: {written} x {encoder.dimension}, computed in {encoder.dtype}")
+    if left_out:
+        print(f"{left_out} of {len(options.images)} images could not be read, {_LEFT_OUT[on_error, output.suffix]}")
+    if read:
+        print()
+        _print_similarity(read, rows)
 
 
 def _classify(options: argparse.Namespace) -> None:
@@ -200,7 +235,7 @@ def _classify(options: argparse.Namespace) -> None:
     width = max(map(len, labels))
     for image, row in zip(options.images, probabilities, strict=True):
         print(image)
-        for index in row.argsort(descending=True).tolist():
+        for index in (-row).argsort(kind="stable").tolist():
             print(f"  {labels[index]:{width}}  {row[index]:7.2%}")
 
 
@@ -216,47 +251,25 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"\nwrote {options.output}: {sum(answer.is_right for answer in found)} of {len(found)} right")
 
 
-def _write_embeddings(path: Path, images: Sequence[str], embeddings: Tensor) -> None:
-    """Write beside the target and rename, so that a killed run leaves no half file."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.suffix == ".npy":
-            with partial.open("wb") as file:
-                np.save(file, embeddings.numpy())
-        else:
-            values = pa.array(embeddings.flatten().numpy())
-            column = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
-            pq.write_table(
-                pa.table({"image": pa.array(map(_text_of, images), pa.string()), "embedding": column}), partial
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _print_similarity(images: Sequence[str], embeddings: Tensor) -> None:
+def _print_similarity(images: Sequence[str], embeddings: Array) -> None:
     """Cosine of each image to each other; of each to its nearest where a full table would not fit a terminal."""
-    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    from llm_compression.embeddings import cosine
+
     names = [Path(image).name for image in images]
     width = min(max(map(len, names)), 32)
     short = [name if len(name) <= width else f"{name[: width - 1]}…" for name in names]
     if len(images) <= _TABLE_MAX:
         print(" " * (width + 4), *(f"{i + 1:6}" for i in range(len(names))))
-        for i, row in enumerate((unit @ unit.T).tolist()):
+        for i, row in enumerate(cosine(embeddings, embeddings).tolist()):
             print(f"{i + 1:3} {short[i]:{width}}", *(f"{value:6.3f}" for value in row))
         return
     print(f"{'image':{width}}  cosine  nearest")
-    for start in range(0, len(unit), 1024):
-        cosine = unit[start : start + 1024] @ unit.T
-        cosine[range(len(cosine)), range(start, start + len(cosine))] = -2.0
-        values, nearest = cosine.max(1)
-        for i, (value, j) in enumerate(zip(values.tolist(), nearest.tolist(), strict=True)):
-            print(f"{short[start + i]:{width}}  {value:6.3f}  {names[j]}")
+    for start in range(0, len(embeddings), 1024):
+        cosines = cosine(embeddings[start : start + 1024], embeddings)
+        for i, row in enumerate(cosines):
+            row[start + i] = -2.0
+            nearest = int(row.argmax())
+            print(f"{short[start + i]:{width}}  {row[nearest]:6.3f}  {names[nearest]}")
 
 
 def _print_mapping(title: str, values: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, overload, runtime_checkable
 
+from llm_compression.embeddings import Array, Embeddings, cosine
 from llm_compression.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,16 +24,51 @@ class EmbeddingProvider(Protocol):
         """Width of an embedding."""
         ...
 
-    def encode(self, items: Any, /, normalize: bool = True, batch_size: int = 32) -> Tensor:
+    @overload
+    def encode(
+        self,
+        items: Any,
+        /,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: Literal[False] = False,
+        show_progress: bool | None = False,
+    ) -> Array: ...
+
+    @overload
+    def encode(
+        self,
+        items: Any,
+        /,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: Literal[True],
+        show_progress: bool | None = False,
+    ) -> Tensor: ...
+
+    def encode(
+        self,
+        items: Any,
+        /,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = False,
+    ) -> Array | Tensor:
         """Embed inputs.
 
         Args:
             items: What the encoder takes: images here, texts there; one, or a list of them.
             normalize: Whether each embedding gets unit length.
             batch_size: Inputs per forward pass.
+            convert_to_tensor: Whether to return a tensor, on the CPU, in place of an array.
+            show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
 
         Returns:
-            float32 (n, dimension), on the CPU, in the order given.
+            numpy float32 (n, dimension), in the order given.
 
         Raises:
             LlmCompressionError: An input cannot be encoded.
@@ -41,14 +77,12 @@ class EmbeddingProvider(Protocol):
 
     def encode_batch(
         self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = None
-    ) -> Tensor:
+    ) -> Array:
         """The rows of `encode`, with a progress bar on stderr: True shows it, None only on a terminal."""
         ...
 
-    def similarity(self, a: Tensor, b: Tensor, /) -> Tensor:
-        """How alike embeddings are: (n, dimension) and (m, dimension) to float32 (n, m).
-
-        By cosine, or by a positive multiple of it that is the model's own.
+    def similarity(self, a: Embeddings, b: Embeddings, /) -> Array:
+        """Cosine of each row of ``a`` to each of ``b``: (n, dimension) and (m, dimension) to float32 (n, m).
 
         Raises:
             ConfigError: These are not two tables of embeddings of one width.
@@ -63,45 +97,27 @@ class EmbeddingMethods:
 
         def encode(  # noqa: D102  # the provider's own
             self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-        ) -> Tensor: ...
+        ) -> Any: ...
 
     def encode_batch(
         self, items: Any, /, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = None
-    ) -> Tensor:
+    ) -> Array:
         """The rows of `encode`, with a progress bar on stderr: True shows it, None only on a terminal."""
-        return self.encode(items, normalize, batch_size, show_progress=show_progress)
+        rows: Array = self.encode(items, normalize, batch_size, show_progress=show_progress)
+        return rows
 
-    def similarity(self, a: Tensor, b: Tensor, /) -> Tensor:
-        """Cosine of each row of ``a`` to each of ``b``: (n, dimension) and (m, dimension) to float32 (n, m).
+    def similarity(self, a: Embeddings, b: Embeddings, /) -> Array:
+        """Cosine of each row of ``a`` to each of ``b``, whatever their lengths: float32 (n, m).
+
+        Args:
+            a: (n, dimension): an array, a tensor, an Arrow column, a table with the column ``embedding``, or the path
+                of an ``.npy`` or ``.parquet`` file that the command ``encode`` wrote.
+            b: (m, dimension), likewise.
 
         Raises:
-            ConfigError: These are not two tables of embeddings of one width.
+            ConfigError: These are not two tables of embeddings of one width, or a row has no direction.
         """
         return cosine(a, b)
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each row of ``a`` to each of ``b``, float32 (n, m).
-
-    Raises:
-        ConfigError: These are not two tables of embeddings of one width, or a row has no direction.
-    """
-    import torch
-
-    for name, table in (("a", a), ("b", b)):
-        if not isinstance(table, torch.Tensor) or table.dim() != 2 or not table.is_floating_point():
-            found = f"{table.dtype} {tuple(table.shape)}" if isinstance(table, torch.Tensor) else type(table).__name__
-            raise ConfigError(f"{name}: {found}, expected floating point embeddings (rows, dimension)")
-    if a.shape[1] != b.shape[1]:
-        raise ConfigError(f"embeddings of width {a.shape[1]} and {b.shape[1]}, expected one width")
-    units = []
-    for name, table in (("a", a), ("b", b)):
-        lengths = torch.linalg.vector_norm(table.float(), dim=1, keepdim=True)
-        if not bool((lengths.isfinite() & (lengths > 0)).all()):
-            raise ConfigError(f"{name}: a row of zero, NaN or infinite length, expected embeddings")
-        units.append(table.float() / lengths)
-    out: Tensor = units[0] @ units[1].T
-    return out
 
 
 def require_batch_size(batch_size: object) -> None:

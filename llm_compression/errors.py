@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+# How many images a message names; `ImageError.errors` has all.
+_SHOWN: Final = 20
 
 
 class LlmCompressionError(Exception):
@@ -69,14 +72,29 @@ class TextError(LlmCompressionError, ValueError):
 
 
 class ImageError(LlmCompressionError, ValueError):
-    """An image cannot be read.
+    """An image cannot be read, or several of one call.
 
     Attributes:
-        position: Index of the image in the call's input, or None for a lone image.
-        name: Path of the image, or a description of what was given.
+        position: Index of the image in the call's input, or None for a lone image; of several, that of the first.
+        name: Path of the image, or a description of what was given; of several, that of the first.
     """
 
-    def __init__(self, reason: str, *, position: int | None = None, name: str | None = None) -> None:
-        self.reason, self.position, self.name = reason, position, name
+    def __init__(
+        self,
+        reason: str,
+        *,
+        position: int | None = None,
+        name: str | None = None,
+        others: Sequence[ImageError] = (),
+    ) -> None:
+        self.reason, self.position, self.name, self._others = reason, position, name, tuple(others)
         where = "image" if position is None else f"image {position}"
-        super().__init__(f"{where}{f' ({name})' if name else ''}: {reason}")
+        lines = [f"{where}{f' ({name})' if name else ''}: {reason}", *map(str, self._others[: _SHOWN - 1])]
+        if len(self._others) >= _SHOWN:
+            lines.append(f"and {len(self._others) - _SHOWN + 1} more images")
+        super().__init__("\n".join(lines))
+
+    @property
+    def errors(self) -> tuple[ImageError, ...]:
+        """One error for each image, this one first."""
+        return (self, *self._others)

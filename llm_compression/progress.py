@@ -9,12 +9,12 @@ from typing import TypeVar, cast
 Item = TypeVar("Item")
 
 
-def progress(iterable: Iterable[Item], *, total: int, label: str, enabled: bool | None = None) -> Iterable[Item]:
+def progress(iterable: Iterable[Item], *, total: int | None, label: str, enabled: bool | None = None) -> Iterable[Item]:
     """The items of ``iterable``, with a tqdm bar on stderr.
 
     Args:
         iterable: What is worked through.
-        total: How many items it has.
+        total: How many items it has, if that is known.
         label: What stands before the bar.
         enabled: True shows the bar, False does not, None shows it where stderr is a terminal. Without tqdm installed
             there is none.

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -46,7 +48,8 @@ settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 # a product of tiny matrices on two threads is slower than on one, much slower beside other processes
 torch.set_num_threads(int(os.environ.get(THREADS_VARIABLE, "1")))
 
-AssertWithin = Callable[[str, torch.Tensor, torch.Tensor], None]
+Rows = torch.Tensor | npt.NDArray[np.float32]
+AssertWithin = Callable[[str, Rows, Rows], None]
 BuildEncoder = Callable[..., VisionEncoder]
 
 
@@ -96,8 +99,9 @@ def spec() -> Spec:
 def assert_within(spec: Spec) -> AssertWithin:
     """``assert_within(gate_id, got, reference)``: rows agree within the limit that the spec's gate states."""
 
-    def check(gate_id: str, got: torch.Tensor, reference: torch.Tensor) -> None:
+    def check(gate_id: str, given: Rows, wanted_rows: Rows) -> None:
         gate = spec.gate(gate_id)
+        got, reference = torch.as_tensor(given), torch.as_tensor(wanted_rows)
         assert got.shape == reference.shape
         assert got.dtype == torch.float32
         if not len(got):

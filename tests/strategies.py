@@ -175,5 +175,5 @@ UNREADABLE: Final[dict[str, Callable[[], Any]]] = {
     "none": lambda: None,
     "number": lambda: 3,
     "float array": lambda: np.zeros((4, 4, 3), np.float32),
-    "gray array": lambda: np.zeros((4, 4), np.uint8),
+    "array of two channels": lambda: np.zeros((4, 4, 2), np.uint8),
 }

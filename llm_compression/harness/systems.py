@@ -61,10 +61,10 @@ def _load_arrow(model_path: str, dtype: str, device: str, *, graphs: bool = True
         torch.cuda.synchronize(encoder.device)
 
     def encode_pixels(pixels: Array) -> Array:
-        return encoder.encode_pixels(torch.from_numpy(pixels), normalize=False).numpy()
+        return encoder.encode_pixels(pixels, normalize=False)
 
     def encode_files(files: Sequence[str]) -> Array:
-        return encoder.encode(list(files), normalize=False, batch_size=BATCH_SIZE).numpy()
+        return encoder.encode(list(files), normalize=False, batch_size=BATCH_SIZE)
 
     return Loaded(encode_pixels, encode_files, str(encoder.dtype).removeprefix("torch."))
 

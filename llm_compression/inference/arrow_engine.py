@@ -6,21 +6,20 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, overload
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
+from llm_compression.embeddings import Array
 from llm_compression.errors import ConfigError, TextError
 from llm_compression.inference.clip_file import is_clip
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.tokenizer import CLEANERS, TOKENIZER_FILE, list_texts, load_tokenizer
+from llm_compression.inference.text_inputs import Texts, list_texts
+from llm_compression.inference.tokenizer import CLEANERS, TOKENIZER_FILE, load_tokenizer
 from llm_compression.inference.weight_loader import WeightLoader
-
-Texts: TypeAlias = str | list[str] | tuple[str, ...] | pa.Array | pa.ChunkedArray
 
 
 class ArrowEngine(EmbeddingMethods):
@@ -106,20 +105,49 @@ class ArrowEngine(EmbeddingMethods):
         """What it computes in."""
         return self.encoder.dtype
 
+    @overload
     def encode(
-        self, texts: Texts, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-    ) -> Tensor:
-        """Embed texts: one, a list of them, or an Arrow array of strings.
+        self,
+        texts: Texts,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: Literal[False] = False,
+        show_progress: bool | None = False,
+    ) -> Array: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Texts,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: Literal[True],
+        show_progress: bool | None = False,
+    ) -> Tensor: ...
+
+    def encode(
+        self,
+        texts: Texts,
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = False,
+    ) -> Array | Tensor:
+        """Embed texts: one, any iterable of them, an Arrow array of strings, or a pandas or polars Series.
 
         Args:
-            texts: Texts; each is cut at ``config.max_length`` tokens.
+            texts: Texts, as ``str`` or ``Text``; each is cut at ``config.max_length`` tokens.
             normalize: Whether each embedding gets unit length.
             batch_size: Texts per forward pass.
+            convert_to_tensor: Whether to return a tensor, on the CPU, in place of an array.
             show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
 
         Returns:
-            float32 (n, dimension), on the CPU, in the order given; two dimensions also for one text, no rows for an
-            empty list.
+            numpy float32 (n, dimension), in the order given; two dimensions also for one text, no rows for an empty
+            list.
 
         Raises:
             TextError: A text is no str, holds a lone surrogate, or has nothing in it that the tokenizer reads, as an
@@ -127,7 +155,9 @@ class ArrowEngine(EmbeddingMethods):
             ConfigError: ``batch_size`` is not a positive whole number.
         """
         require_batch_size(batch_size)
-        return self.encoder.encode_ids(self.tokenize(texts), normalize, batch_size, show_progress=show_progress)
+        ids = self.tokenize(texts)
+        rows = self.encoder.encode_ids(ids, normalize, batch_size, convert_to_tensor=True, show_progress=show_progress)
+        return rows if convert_to_tensor else rows.numpy()
 
     def tokenize(self, texts: Texts) -> list[list[int]]:
         """The token ids of each text, special ones included.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal, overload
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users k
 from torch import Tensor
 
 from llm_compression.embedding_provider import require_batch_size
+from llm_compression.embeddings import Array
 from llm_compression.errors import ConfigError, TensorError, TextError
 from llm_compression.inference.clip_file import OUTSIDE_TEXT, tower_config
 from llm_compression.inference.encoder import Encoder
@@ -123,14 +124,37 @@ class TextEncoder(Encoder[TextConfig]):
         first = places.masked_fill(~found, ids.shape[1]).amin(1)
         return x[torch.arange(len(x), device=ids.device), first].float()
 
+    @overload
     def encode_ids(
         self,
-        rows: Sequence[Sequence[int]],
+        rows: Iterable[Iterable[int]],
         normalize: bool = True,
         batch_size: int = 32,
         *,
+        convert_to_tensor: Literal[False] = False,
         show_progress: bool | None = False,
-    ) -> Tensor:
+    ) -> Array: ...
+
+    @overload
+    def encode_ids(
+        self,
+        rows: Iterable[Iterable[int]],
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: Literal[True],
+        show_progress: bool | None = False,
+    ) -> Tensor: ...
+
+    def encode_ids(
+        self,
+        rows: Iterable[Iterable[int]],
+        normalize: bool = True,
+        batch_size: int = 32,
+        *,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = False,
+    ) -> Array | Tensor:
         """Embed texts that were tokenized already.
 
         Texts of like length share a batch, so that little is padded; the rows come back in the order given.
@@ -139,10 +163,11 @@ class TextEncoder(Encoder[TextConfig]):
             rows: Token ids of each text, special ones included, without padding.
             normalize: Whether each embedding gets unit length.
             batch_size: Texts per forward pass.
+            convert_to_tensor: Whether to return a tensor, on the CPU, in place of an array.
             show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
 
         Returns:
-            float32 (n, dimension), on the CPU.
+            numpy float32 (n, dimension).
 
         Raises:
             TextError: A row is empty or too long, has an id that the model does not, or no end token where the model
@@ -159,9 +184,9 @@ class TextEncoder(Encoder[TextConfig]):
             with torch.inference_mode():
                 embeddings = self(*self._padded([checked[i] for i in batch]))
                 out[batch] = self._rows(embeddings, normalize, partial(_refused, batch)).to(out.device)
-        return out
+        return out if convert_to_tensor else out.numpy()
 
-    def _checked(self, row: Sequence[int], position: int) -> list[int]:
+    def _checked(self, row: Iterable[int], position: int) -> list[int]:
         config = self.config
         try:
             ids = [operator.index(token) for token in row]

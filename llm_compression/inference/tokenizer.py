@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import pyarrow as pa
-
 from llm_compression.errors import ConfigError, MissingDependencyError, MissingFileError, TextError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -163,35 +161,6 @@ def _around(template: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         else:
             parts[seen].extend(template["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
     return parts
-
-
-def list_texts(texts: object) -> list[str]:
-    """One text, a sequence of texts or an Arrow array of strings, as a list of texts that a tokenizer can take.
-
-    Raises:
-        TextError: This is none of these, or one of them is not a text; carries its position.
-    """
-    if isinstance(texts, str):
-        found: Sequence[object] = [texts]
-    elif isinstance(texts, pa.Array | pa.ChunkedArray) and (
-        pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)
-    ):
-        found = texts.to_pylist()
-    elif isinstance(texts, list | tuple):
-        found = texts
-    else:
-        raise TextError(f"got {type(texts).__name__}, expected a str, a list of str or an Arrow array of strings")
-    listed: list[str] = []
-    for position, text in enumerate(found):
-        if not isinstance(text, str):
-            raise TextError(f"got {type(text).__name__}, expected str", position=position)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            reason = f"a lone surrogate at character {error.start}, expected valid Unicode"
-            raise TextError(reason, position=position) from error
-        listed.append(text)
-    return listed
 
 
 def openai_clean(text: str) -> str:

@@ -50,8 +50,8 @@ class Answer:
 
 def answers(engine: CLIPEngine, pictures: Sequence[Picture], labels: Sequence[str] = LABELS) -> list[Answer]:
     """What a model says about pictures, each classified among all labels."""
-    probabilities, best = engine.classify([picture.draw() for picture in pictures], labels).max(1)
-    found = zip(pictures, best.tolist(), probabilities.tolist(), strict=True)
+    probabilities = engine.classify([picture.draw() for picture in pictures], labels)
+    found = zip(pictures, probabilities.argmax(1).tolist(), probabilities.max(1).tolist(), strict=True)
     return [Answer(picture, labels[index], probability) for picture, index, probability in found]
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from itertools import chain, islice
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,24 +21,28 @@ import torch
 from PIL import Image, ImageOps
 
 from llm_compression.errors import ConfigError, ImageError
-from llm_compression.inference.arrow_views import binary_views
 from llm_compression.inference.threads import available_cpus
+from llm_compression.multimodal.image_inputs import (
+    ImageLike,
+    Images,
+    held_image,
+    image_sources,
+    list_images,
+    name_of,
+    plain_image,
+)
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 CROP_OFFSETS: Final = ("floor", "round")
 
-ImageLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8] | pa.Buffer
-)
-Images: TypeAlias = ImageLike | Sequence[ImageLike] | pa.Array | pa.ChunkedArray
-
 
 class ImageProcessor:
     """Turns images into the float32 tensor (n, 3, S, S) that the encoder multiplies.
 
-    An image is a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3); several are a list of these, a uint8
-    array (n, H, W, 3), or an Arrow array of paths (string) or encoded images (binary).
+    An image is a path, encoded bytes, an open file, a PIL image, or a uint8 array (H, W, 3), (H, W, 4) or (H, W);
+    several are any iterable of these, a uint8 array (n, H, W, 3), an Arrow array of paths (string) or encoded images
+    (binary), or a Series. `image_inputs` has the whole list.
 
     Files and encoded bytes get their EXIF orientation applied, as transformers' ``load_image`` does; a PIL image and
     an array are taken as they stand. Transparency is composited on white, as transformers 5 does.
@@ -117,53 +121,67 @@ class ImageProcessor:
             self._write(source, position, pixels[position])
         return pixels
 
-    def batches(self, images: Images, batch_size: int, *, pin_memory: bool = False) -> Iterator[torch.Tensor]:
+    def batches(
+        self, images: Images, batch_size: int, *, pin_memory: bool = False, errors: list[ImageError] | None = None
+    ) -> Iterator[torch.Tensor]:
         """Preprocess images batch by batch, the next batch while the caller works on this one.
 
         Args:
-            images: As `__call__`.
+            images: As `__call__`; a generator's are taken two batches at a time.
             batch_size: Images in a batch.
             pin_memory: Whether batches lie in page-locked memory, from which CUDA copies without a stop on the way.
+            errors: A list that takes what is wrong with each unreadable image; it has no row in its batch then.
 
         Yields:
             float32 (k, 3, S, S) with k at most ``batch_size``; valid until the next one is taken, as its memory is
             used again.
 
         Raises:
-            ImageError: As `__call__`; images before the unreadable one may have been yielded already.
+            ImageError: As `__call__`, where no list takes it; images before the unreadable one may have been yielded.
         """
-        sources = list_images(images)
-        if len(sources) <= 1:
-            if sources:
-                yield self(sources)
+        sources = enumerate(image_sources(images).items)
+        first = list(islice(sources, batch_size))
+        ahead = list(islice(sources, 1)) if len(first) == 1 else []
+        if not first:
             return
-        shape = (min(batch_size, len(sources)), 3, self.image_size, self.image_size)
+        if len(first) == 1 and not ahead:
+            batch = torch.empty(1, 3, self.image_size, self.image_size)
+            yield batch[_readable([lambda: self._write(first[0][1], 0, batch[0])], errors)]
+            return
+        shape = (len(first), 3, self.image_size, self.image_size)
         buffers = [torch.empty(shape, pin_memory=pin_memory) for _ in range(2)]
-        starts = range(0, len(sources), batch_size)
         with ThreadPoolExecutor(available_cpus(), thread_name_prefix="image") as pool:
-            queue: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
 
-            def submit(index: int) -> None:
-                chunk = range(starts[index], min(starts[index] + batch_size, len(sources)))
-                batch = buffers[index % 2][: len(chunk)]
-                for i in chunk:
-                    if isinstance(sources[i], Image.Image):
-                        # decoded here: two threads must not decode one lazily opened image
-                        read_image(sources[i], i)
-                tasks = [pool.submit(self._write, sources[i], i, batch[i - chunk.start]) for i in chunk]
-                queue.append((batch, tasks))
+            def submit(chunk: Sequence[tuple[int, Any]], buffer: torch.Tensor) -> list[Callable[[], None]]:
+                return [self._submit(pool, each, out) for each, out in zip(chunk, buffer, strict=False)]
 
             try:
-                submit(0)
-                for index in range(len(starts)):
-                    batch, tasks = queue.popleft()
-                    for task in tasks:
-                        task.result()
-                    if index + 1 < len(starts):
-                        submit(index + 1)
-                    yield batch
+                batch, tasks = buffers[0], submit(first, buffers[0])
+                first = []  # holds no image longer than its batch
+                following = chain(ahead, sources)
+                while tasks:
+                    rows = _readable(tasks, errors)
+                    chunk = list(islice(following, batch_size))
+                    spare = buffers[1] if batch is buffers[0] else buffers[0]
+                    tasks = submit(chunk, spare)
+                    yield batch[rows]
+                    batch = spare
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, given: tuple[int, Any], out: torch.Tensor) -> Callable[[], None]:
+        """Have an image preprocessed by another thread; what waits for that, and raises what went wrong."""
+        position, source = given
+        try:
+            source = held_image(source, position)
+            if isinstance(source, Image.Image):
+                # decoded here: two threads must not decode one lazily opened image
+                read_image(source, position)
+        except ImageError as error:
+            refused: Future[None] = Future()
+            refused.set_exception(error)
+            return refused.result
+        return pool.submit(self._write, source, position, out).result
 
     def _write(self, source: ImageLike, position: int, out: torch.Tensor) -> None:
         """Preprocess one image into ``out``, float32 (3, S, S)."""
@@ -188,7 +206,7 @@ class ImageProcessor:
                 f"{width} x {height} pixels: resizing the short edge to {short} would make {short * long} pixels, "
                 f"the limit is {2 * limit}",
                 position=position,
-                name=_name_of(source),
+                name=name_of(source),
             )
         new_width, new_height = (short, long) if width <= height else (long, short)
         if (new_width, new_height) != image.size:
@@ -232,58 +250,49 @@ class _MemoryFile(io.RawIOBase):
         return self._position
 
 
-def list_images(images: Images) -> list[Any]:
-    """The single images in whatever `ImageProcessor` accepts.
-
-    Raises:
-        ImageError: The argument is none of the accepted kinds, or an Arrow value is null.
-    """
-    if isinstance(images, pa.Array | pa.ChunkedArray):
-        chunks = images.chunks if isinstance(images, pa.ChunkedArray) else [images]
-        sources = [source for chunk in chunks for source in _list_arrow(chunk)]
-        if None in sources:
-            raise ImageError("null, expected an image", position=sources.index(None))
-        return sources
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, list | tuple):
-        return list(images)
-    return [images]
+def _readable(tasks: Sequence[Callable[[], None]], errors: list[ImageError] | None) -> slice | list[int]:
+    """Wait for the images of a batch: which of its rows are images, a slice where all are."""
+    rows = []
+    for row, wait in enumerate(tasks):
+        try:
+            wait()
+        except ImageError as error:
+            if errors is None:
+                raise
+            errors.append(without_frames(error))
+        else:
+            rows.append(row)
+    return slice(len(rows)) if len(rows) == len(tasks) else rows
 
 
-def _list_arrow(array: pa.Array) -> list[Any]:
-    kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return list(array.to_pylist())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return list(binary_views(array))
-    raise ImageError(f"an Arrow array of {kind}, expected string (paths) or binary (encoded images)")
+def without_frames(error: ImageError) -> ImageError:
+    """The error without the frames that it passed, which hold its image in memory."""
+    cause = error.__cause__
+    if cause is not None:
+        cause.__traceback__ = cause.__context__ = None
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def read_image(source: Any, position: int = 0) -> Image.Image:
     """One image, decoded and, where it is a file or encoded bytes, turned as its EXIF orientation says.
 
     Args:
-        source: A path, encoded bytes, a PIL image or a uint8 array (H, W, 3).
+        source: A path, encoded bytes, an open file, a PIL image, a uint8 array (H, W, 3), (H, W, 4) or (H, W), or a
+            mapping of ``bytes`` and ``path``.
         position: Its index in the call, for the error.
 
     Raises:
         ImageError: It cannot be read.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, position)
+    plain = plain_image(source, position)
     with _image_errors(source, position):
-        if isinstance(source, Image.Image):
-            source.load()
-            return source
-        if isinstance(source, str | os.PathLike):
-            return _decode(source)
-        if isinstance(source, bytes | bytearray | memoryview | pa.Buffer):
-            return _decode(io.BufferedReader(_MemoryFile(source)))
-    raise ImageError(
-        f"got {type(source).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)",
-        position=position,
-    )
+        if isinstance(plain, Image.Image):
+            plain.load()
+            return plain
+        if isinstance(plain, str | os.PathLike):
+            return _decode(plain)
+        return _decode(io.BufferedReader(_MemoryFile(plain)))
 
 
 def _decode(file: Any) -> Image.Image:
@@ -300,15 +309,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: npt.NDArray[Any], position: int) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageError(
-            f"an array of {array.dtype} with shape {array.shape}, expected uint8 (H, W, 3) with RGB channels",
-            position=position,
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
 @contextmanager
 def _image_errors(source: Any, position: int) -> Iterator[None]:
     try:
@@ -318,17 +318,7 @@ def _image_errors(source: Any, position: int) -> Iterator[None]:
     # Pillow's decoders raise whatever their parser meets: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
-        raise ImageError(reason, position=position, name=_name_of(source)) from error
-
-
-def _name_of(source: Any) -> str | None:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, Image.Image):
-        return f"PIL image, mode {source.mode}"
-    if isinstance(source, bytes | bytearray | memoryview | pa.Buffer):
-        return f"{memoryview(source).nbytes} bytes"
-    return None
+        raise ImageError(reason, position=position, name=name_of(source)) from error
 
 
 def _value_table(mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:

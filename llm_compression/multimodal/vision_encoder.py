@@ -7,13 +7,15 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, overload
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
+from llm_compression.embeddings import Array
 from llm_compression.errors import ConfigError, ImageError
 from llm_compression.inference.clip_file import OUTSIDE_VISION, is_clip, tower_config
 from llm_compression.inference.cuda_graph import GraphedForward
@@ -25,9 +27,9 @@ from llm_compression.inference.packed_module import Network
 from llm_compression.inference.placement import Slot
 from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
-from llm_compression.multimodal.image_processor import ImageProcessor, Images, list_images
+from llm_compression.multimodal.image_encoding import ImageEncoding
+from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
-from llm_compression.progress import progress
 
 _LAYER_PREFIX: Final = "vision_model.encoder.layers."
 _MAX_IMAGES_PER_PASS: Final = 1024
@@ -64,7 +66,7 @@ class PatchEmbedding(Network):
             raise ImageError(f"pixels of {pixels.dtype}, expected floating point, as ImageProcessor makes them")
 
 
-class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
+class VisionEncoder(ImageEncoding, Encoder[VisionConfig]):
     """A CLIP image tower.
 
     Args:
@@ -143,77 +145,66 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
         steps["embedding"] = x
         return steps if intermediates else x
 
-    def encode_pixels(self, pixels: Tensor, normalize: bool = True) -> Tensor:
+    @overload
+    def encode_pixels(
+        self,
+        pixels: npt.NDArray[np.float32] | Tensor,
+        normalize: bool = True,
+        *,
+        convert_to_tensor: Literal[False] = False,
+    ) -> Array: ...
+
+    @overload
+    def encode_pixels(
+        self, pixels: npt.NDArray[np.float32] | Tensor, normalize: bool = True, *, convert_to_tensor: Literal[True]
+    ) -> Tensor: ...
+
+    def encode_pixels(
+        self, pixels: npt.NDArray[np.float32] | Tensor, normalize: bool = True, *, convert_to_tensor: bool = False
+    ) -> Array | Tensor:
         """Embed preprocessed images.
 
         Args:
-            pixels: float32 (n, 3, S, S), as `ImageProcessor` makes them.
+            pixels: An array or a tensor, float32 (n, 3, S, S), as `ImageProcessor` makes them.
             normalize: Whether each embedding gets unit length.
+            convert_to_tensor: Whether to return a tensor, on the CPU, in place of an array.
 
         Returns:
-            float32 (n, dimension), on the CPU.
+            numpy float32 (n, dimension).
 
         Raises:
-            ImageError: The pixels have another type, dtype or shape, or an embedding comes out NaN or infinite.
+            ImageError: The pixels have another type, dtype or shape, or an embedding comes out NaN or infinite;
+                carries its position.
         """
+        rows = self._embed_batch(self._tensor_of(pixels), normalize)
+        return rows if convert_to_tensor else rows.numpy()
+
+    def _tensor_of(self, pixels: object) -> Tensor:
         size = self.config.image_size
+        found = getattr(pixels, "dtype", type(pixels).__name__)
+        if isinstance(pixels, np.ndarray) and pixels.dtype == np.float32:
+            # torch takes neither negative strides nor, without a warning, memory that is not to be written
+            sound = pixels.flags.writeable and min(pixels.strides, default=0) >= 0
+            pixels = torch.from_numpy(pixels if sound else pixels.copy())
         if not isinstance(pixels, Tensor) or pixels.dtype != torch.float32:
-            found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise ImageError(f"pixels: {found}, expected a float32 tensor (n, 3, {size}, {size})")
+            raise ImageError(f"pixels: {found}, expected a float32 array or tensor (n, 3, {size}, {size})")
+        return pixels
+
+    def _read_batches(self, images: Iterator[Any], batch_size: int, errors: list[ImageError]) -> Iterator[Tensor]:
+        return self.processor.batches(images, batch_size, pin_memory=self.device.type == "cuda", errors=errors)
+
+    def _embed_batch(self, batch: Tensor, normalize: bool) -> Tensor:
+        """As `encode_pixels`, to a tensor."""
+        pixels = batch
         self.patch_embedding.check(pixels)
         out = torch.empty(len(pixels), self.dimension)
         with torch.inference_mode():
             done = 0
             for part in pixels.chunk(max(1, math.ceil(len(pixels) / self._images_per_pass))):
                 embeddings = self._embed(part)
-                out[done : done + len(part)] = self._rows(embeddings, normalize, _refused)
+                out[done : done + len(part)] = self._rows(embeddings, normalize, partial(_refused, done))
                 done += len(part)
         return out
-
-    def encode(
-        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-    ) -> Tensor:
-        """Embed images: a path, encoded bytes, a PIL image, a uint8 array, a list of these, or an Arrow array.
-
-        Args:
-            images: What `ImageProcessor` accepts.
-            normalize: Whether each embedding gets unit length.
-            batch_size: Images read at a time; reading the next batch overlaps with encoding this one.
-            show_progress: Whether to show a progress bar on stderr; None shows it on a terminal.
-
-        Returns:
-            float32 (n, dimension), on the CPU, in the order given; two dimensions also for one image.
-
-        Raises:
-            ImageError: An image cannot be read; carries its position and name.
-            ConfigError: ``batch_size`` is not a positive whole number.
-        """
-        require_batch_size(batch_size)
-        sources = list_images(images)
-        out = torch.empty(len(sources), self.dimension)
-        done, steps = 0, math.ceil(len(sources) / batch_size)
-        batches = self.processor.batches(sources, batch_size, pin_memory=self.device.type == "cuda")
-        for pixels in progress(batches, total=steps, label="encoding", enabled=show_progress):
-            out[done : done + len(pixels)] = self.encode_pixels(pixels, normalize)
-            done += len(pixels)
-        return out
-
-    def encode_arrow(
-        self, array: pa.Array | pa.ChunkedArray, normalize: bool = True, batch_size: int = 32
-    ) -> pa.FixedSizeListArray:
-        """Embed a column of encoded images (binary) or paths (string), read in place.
-
-        Returns:
-            fixed_size_list<float>[dimension], one row per row; it wraps the memory of the embedding matrix.
-
-        Raises:
-            ImageError: As `encode`; also for a null.
-        """
-        if not isinstance(array, pa.Array | pa.ChunkedArray):
-            raise ImageError(f"got {type(array).__name__}, expected an Arrow array of binary or string")
-        embeddings = self.encode(array, normalize, batch_size)
-        values = pa.Array.from_buffers(pa.float32(), embeddings.numel(), [None, pa.py_buffer(embeddings.numpy())])
-        return pa.FixedSizeListArray.from_arrays(values, self.dimension)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """`forward`, from a CUDA graph where one pays."""
@@ -268,8 +259,8 @@ class VisionEncoder(EmbeddingMethods, Encoder[VisionConfig]):
         self.processor = ImageProcessor.from_dict(state["processor"])
 
 
-def _refused(_index: int, reason: str) -> ImageError:
-    return ImageError(reason)
+def _refused(before: int, index: int, reason: str) -> ImageError:
+    return ImageError(reason, position=before + index)
 
 
 @contextmanager

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from llm_compression.embedding_provider import EmbeddingMethods, require_batch_size
-from llm_compression.errors import CheckpointError, MissingDependencyError
+from llm_compression.embedding_provider import EmbeddingMethods
+from llm_compression.errors import CheckpointError, ImageError, MissingDependencyError
 from llm_compression.inference.linear import resolve_device, resolve_dtype
-from llm_compression.multimodal.image_processor import Images, list_images, read_image
+from llm_compression.multimodal.image_encoding import ImageEncoding
+from llm_compression.multimodal.image_inputs import Images
+from llm_compression.multimodal.image_processor import read_image, without_frames
 from llm_compression.multimodal.vision_encoder import VisionEncoder
-from llm_compression.progress import progress
 
 
 class VisionProvider(EmbeddingMethods, ABC):
@@ -29,11 +33,11 @@ class VisionProvider(EmbeddingMethods, ABC):
     @abstractmethod
     def encode(
         self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-    ) -> Tensor:
-        """Embed images, as `VisionEncoder.encode` does: float32 (n, dimension)."""
+    ) -> Any:
+        """Embed images, as `VisionEncoder.encode` does: numpy float32 (n, dimension)."""
 
 
-class ArrowVisionProvider(VisionProvider):
+class ArrowVisionProvider(ImageEncoding, VisionProvider):
     """A `VisionEncoder` as a provider.
 
     Args:
@@ -58,18 +62,14 @@ class ArrowVisionProvider(VisionProvider):
         """Width of an embedding."""
         return self.encoder.dimension
 
-    def encode(
-        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-    ) -> Tensor:
-        """Embed images: float32 (n, dimension).
+    def _read_batches(self, images: Iterator[Any], batch_size: int, errors: list[ImageError]) -> Iterator[Tensor]:
+        return self.encoder._read_batches(images, batch_size, errors)
 
-        Raises:
-            ImageError: An image cannot be read; carries its position and name.
-        """
-        return self.encoder.encode(images, normalize, batch_size, show_progress=show_progress)
+    def _embed_batch(self, batch: Tensor, normalize: bool) -> Tensor:
+        return self.encoder._embed_batch(batch, normalize)
 
 
-class CLIPVisionProvider(VisionProvider):
+class CLIPVisionProvider(ImageEncoding, VisionProvider):
     """The baseline: the same tower through transformers, with its PIL image processor.
 
     Args:
@@ -120,28 +120,25 @@ class CLIPVisionProvider(VisionProvider):
         """Width of an embedding."""
         return int(self.model.config.projection_dim if self._projects else self.model.config.hidden_size)
 
-    def encode(
-        self, images: Images, normalize: bool = True, batch_size: int = 32, *, show_progress: bool | None = False
-    ) -> Tensor:
-        """Embed images: float32 (n, dimension).
+    def _read_batches(
+        self, images: Iterator[Any], batch_size: int, errors: list[ImageError]
+    ) -> Iterator[list[Image.Image]]:
+        numbered = enumerate(images)
+        while chunk := list(islice(numbered, batch_size)):
+            opened = []
+            for position, source in chunk:
+                try:
+                    opened.append(read_image(source, position))
+                except ImageError as error:
+                    errors.append(without_frames(error))
+            yield opened
 
-        Raises:
-            ImageError: An image cannot be read; carries its position and name.
-            ConfigError: ``batch_size`` is not a positive whole number.
-        """
-        require_batch_size(batch_size)
-        sources = list_images(images)
-        out = torch.empty(len(sources), self.dimension)
-        starts = range(0, len(sources), batch_size)
-        for start in progress(starts, total=len(starts), label="encoding", enabled=show_progress):
-            batch = sources[start : start + batch_size]
-            opened = [read_image(source, start + i) for i, source in enumerate(batch)]
-            pixels = self.processor(opened, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-            with torch.inference_mode():
-                output = self.model(pixel_values=pixels)
-                embeddings = (output.image_embeds if self._projects else output.pooler_output).float()
-            out[start : start + len(batch)] = torch.nn.functional.normalize(embeddings) if normalize else embeddings
-        return out
+    def _embed_batch(self, batch: list[Image.Image], normalize: bool) -> Tensor:
+        pixels = self.processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+        with torch.inference_mode():
+            output = self.model(pixel_values=pixels)
+            embeddings: Tensor = (output.image_embeds if self._projects else output.pooler_output).float().cpu()
+            return torch.nn.functional.normalize(embeddings) if normalize else embeddings
 
 
 def _load_tower(projecting: Any, plain: Any, model_path: str, dtype: torch.dtype) -> tuple[Any, bool]:

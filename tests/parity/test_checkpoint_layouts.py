@@ -156,5 +156,5 @@ def test_a_converted_tower_is_the_one_that_openai_modules_compute(
     pixels = random_pixels(4, 32, seed=1)
     with torch.inference_mode():
         expected = tower(pixels)
-    found = VisionEncoder(tmp_path, dtype="float32").encode_pixels(pixels, normalize=False)
+    found = VisionEncoder(tmp_path, dtype="float32").encode_pixels(pixels, normalize=False, convert_to_tensor=True)
     assert_within("precision-float32-b16", found, expected)

@@ -84,7 +84,9 @@ def test_trained_weights_give_the_rows_of_the_reference(
     engine: ArrowEngine, reference: Tensor, assert_within: AssertWithin, batch_size: int
 ) -> None:
     """15.2: ArrowEngine computes in float32 within the limit of gate `precision-float32-minilm`, padded or not."""
-    assert_within("precision-float32-minilm", engine.encode(SENTENCES, False, batch_size), reference)
+    assert_within(
+        "precision-float32-minilm", engine.encode(SENTENCES, False, batch_size, convert_to_tensor=True), reference
+    )
 
 
 @pytest.mark.requirement("15.2")
@@ -94,16 +96,22 @@ def test_padded_batches_of_both_agree(
     """15.2: the same against the reference's own padded batches."""
     for start in range(0, 80, 40):
         texts = list(SENTENCES[start : start + 40])
-        assert_within("precision-float32-minilm", engine.encode(texts, False), _embed(model, tokenizer, texts))
+        assert_within(
+            "precision-float32-minilm",
+            engine.encode(texts, False, convert_to_tensor=True),
+            _embed(model, tokenizer, texts),
+        )
 
 
 @pytest.mark.requirement("15.3")
 def test_order_and_padding_do_not_change_a_row(engine: ArrowEngine, assert_within: AssertWithin) -> None:
     """15.3: a row does not depend on the texts beside it, nor on its place."""
     texts = SENTENCES[:80]
-    rows = engine.encode(texts, False, 16)
-    assert_within("precision-float32-minilm", engine.encode(texts[::-1], False, 7).flip(0), rows)
-    alone = torch.cat([engine.encode(text, False) for text in texts])
+    rows = engine.encode(texts, False, 16, convert_to_tensor=True)
+    assert_within(
+        "precision-float32-minilm", engine.encode(texts[::-1], False, 7, convert_to_tensor=True).flip(0), rows
+    )
+    alone = torch.cat([engine.encode(text, False, convert_to_tensor=True) for text in texts])
     assert_within("precision-float32-minilm", alone, rows)
 
 
@@ -118,13 +126,16 @@ def test_texts_are_cut_at_256_tokens(engine: ArrowEngine, tokenizer: Any) -> Non
         ids = tokenizer(text, truncation=True, max_length=MAX_LENGTH).input_ids
         assert engine.tokenize(text) == [ids]
     words = ["word"] * 254
-    at_the_end = engine.encode(" ".join([*words[:-1], "banana"]))
-    assert not torch.allclose(at_the_end, engine.encode(" ".join(words)), atol=1e-4)
-    assert torch.equal(engine.encode(" ".join([*words, "banana"])), engine.encode(" ".join(words)))
+    at_the_end = engine.encode(" ".join([*words[:-1], "banana"]), convert_to_tensor=True)
+    assert not torch.allclose(at_the_end, engine.encode(" ".join(words), convert_to_tensor=True), atol=1e-4)
+    assert torch.equal(
+        engine.encode(" ".join([*words, "banana"]), convert_to_tensor=True),
+        engine.encode(" ".join(words), convert_to_tensor=True),
+    )
 
 
 @pytest.mark.requirement("15.10")
 def test_bfloat16_stays_close(engine: ArrowEngine, reference: Tensor, assert_within: AssertWithin) -> None:
     """15.10: in bfloat16 the cosine to the reference is within the limit of gate `precision-bfloat16-minilm`."""
     half = ArrowEngine(engine.encoder.weight_loader.path, dtype="bfloat16")
-    assert_within("precision-bfloat16-minilm", half.encode(SENTENCES), reference)
+    assert_within("precision-bfloat16-minilm", half.encode(SENTENCES, convert_to_tensor=True), reference)

@@ -106,7 +106,7 @@ def test_random_berts(data: st.DataObject, config: TextConfig, seed: int, assert
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask[..., None].float()
     wanted = hidden[:, 0] if config.pooling == "cls" else (hidden * weights).sum(1) / weights.sum(1)
-    assert_within("precision-float32-minilm", encoder.encode_ids(rows, False), wanted)
+    assert_within("precision-float32-minilm", encoder.encode_ids(rows, False, convert_to_tensor=True), wanted)
 
 
 @pytest.mark.property(18)
@@ -121,13 +121,16 @@ def test_random_clips(data: st.DataObject, config: ClipConfig, seed: int, assert
     ids, mask = _padded(rows)
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
-    texts, images = engine.text.encoder.encode_ids(rows), engine.vision.encode_pixels(pixels)
+    texts, images = (
+        engine.text.encoder.encode_ids(rows, convert_to_tensor=True),
+        engine.vision.encode_pixels(pixels, convert_to_tensor=True),
+    )
     assert_within("precision-float32-minilm", texts, wanted.text_embeds)
     assert_within("precision-float32-minilm", images, wanted.image_embeds)
     # relative to the scale: a logit is a difference, and one near zero has no digits of its own
     scale = model.logit_scale.exp().item()
     assert engine.logit_scale == pytest.approx(scale, rel=1e-6)
-    difference = (engine.similarity(images, texts) - wanted.logits_per_image) / scale
+    difference = (torch.from_numpy(engine.logits(images, texts)) - wanted.logits_per_image) / scale
     assert_within("precision-float32-minilm", 1 + difference.abs().amax().reshape(1, 1), torch.ones(1, 1))
 
 
@@ -147,7 +150,7 @@ def test_logits_of_a_whole_model(pooling: str, seed: int, assert_within: AssertW
     ids, mask = _padded(engine.text.tokenize(texts))
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits_per_image
-    found = engine.similarity(engine.vision.encode_pixels(pixels), engine.encode_text(texts))
+    found = engine.logits(engine.vision.encode_pixels(pixels), engine.encode_text(texts))
     assert_within("precision-float32-minilm", found, wanted)
 
 
@@ -162,4 +165,6 @@ def test_the_image_tower_of_a_whole_clip(config: ClipConfig, seed: int) -> None:
         convert_checkpoint(Path(directory, "source"), Path(directory, "one"), vision_only=True)
         both, one = (VisionEncoder(Path(directory, name), dtype="float32") for name in ("both", "one"))
     assert both.config == one.config == config.vision
-    assert torch.equal(both.encode_pixels(pixels), one.encode_pixels(pixels))
+    assert torch.equal(
+        both.encode_pixels(pixels, convert_to_tensor=True), one.encode_pixels(pixels, convert_to_tensor=True)
+    )

@@ -69,7 +69,10 @@ def test_shapes_of_every_public_call(
     column = pa.array(data.draw(st.lists(encoded_images(), min_size=n, max_size=n)), pa.binary())
     arrow = encoder.encode_arrow(column, batch_size=batch_size)
     assert (len(arrow), arrow.type, arrow.null_count) == (n, pa.list_(pa.float32(), dimension), 0)
-    for embeddings in (encoder.encode(given_images, batch_size=batch_size), encoder.encode_pixels(pixels)):
+    for embeddings in (
+        encoder.encode(given_images, batch_size=batch_size, convert_to_tensor=True),
+        encoder.encode_pixels(pixels, convert_to_tensor=True),
+    ):
         assert (embeddings.shape, embeddings.dtype) == ((n, dimension), torch.float32)
         assert bool(embeddings.isfinite().all())
 
@@ -95,7 +98,7 @@ def test_encoding_distributes_over_concatenation(
     first followed by the rows of the second."""
     encoder = build_encoder(config)
     parts = [
-        encoder.encode(part, normalize, batch_size)
+        encoder.encode(part, normalize, batch_size, convert_to_tensor=True)
         for part, batch_size in zip((first + second, first, second), batch_sizes, strict=True)
     ]
     assert_within("precision-float32-b16", parts[0], torch.cat(parts[1:]))
@@ -115,8 +118,8 @@ def test_encoding_follows_a_permutation(
     given_images = data.draw(st.lists(images(), max_size=5))
     order = data.draw(st.permutations(range(len(given_images))))
     encoder = build_encoder(config)
-    rows = encoder.encode(given_images, batch_size=batch_sizes[0])
-    permuted = encoder.encode([given_images[i] for i in order], batch_size=batch_sizes[1])
+    rows = encoder.encode(given_images, batch_size=batch_sizes[0], convert_to_tensor=True)
+    permuted = encoder.encode([given_images[i] for i in order], batch_size=batch_sizes[1], convert_to_tensor=True)
     assert_within("precision-float32-b16", permuted, rows[torch.tensor(order, dtype=torch.long)])
 
 
@@ -130,8 +133,14 @@ def test_unit_norm(
     encoder = build_encoder(config, dtype=dtype)
     pixels = random_pixels(2, config.image_size, seed)
     for unit, raw in (
-        (encoder.encode(given_images), encoder.encode(given_images, normalize=False)),
-        (encoder.encode_pixels(pixels), encoder.encode_pixels(pixels, normalize=False)),
+        (
+            encoder.encode(given_images, convert_to_tensor=True),
+            encoder.encode(given_images, normalize=False, convert_to_tensor=True),
+        ),
+        (
+            encoder.encode_pixels(pixels, convert_to_tensor=True),
+            encoder.encode_pixels(pixels, normalize=False, convert_to_tensor=True),
+        ),
     ):
         torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
         torch.testing.assert_close(unit * raw.norm(dim=1, keepdim=True), raw)
@@ -149,13 +158,13 @@ def test_no_images_no_rows(build_encoder: BuildEncoder, config: VisionConfig, dt
     column = pa.array([], kind())
     nothing: list[Any] = [[], (), np.zeros((0, side, side, 3), np.uint8), column, pa.chunked_array([], kind())]
     for empty in nothing:
-        assert encoder.encode(empty).shape == (0, encoder.dimension)
-        assert encoder.encode(empty, normalize=False).dtype == torch.float32
+        assert encoder.encode(empty, convert_to_tensor=True).shape == (0, encoder.dimension)
+        assert encoder.encode(empty, normalize=False, convert_to_tensor=True).dtype == torch.float32
         pixels = ImageProcessor(size)(empty)
         assert (pixels.shape, pixels.dtype) == ((0, 3, size, size), torch.float32)
         assert list(ImageProcessor(size).batches(empty, 2)) == []
     for normalize in (True, False):
-        rows = encoder.encode_pixels(torch.zeros(0, 3, size, size), normalize)
+        rows = encoder.encode_pixels(torch.zeros(0, 3, size, size), normalize, convert_to_tensor=True)
         assert (rows.shape, rows.dtype) == ((0, encoder.dimension), torch.float32)
     for empty in (column, pa.chunked_array([column, column])):
         arrow = encoder.encode_arrow(empty)

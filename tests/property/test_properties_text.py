@@ -31,10 +31,10 @@ def test_a_row_depends_on_its_text_alone(
     """Property 20: for any texts, order and batch size, each row is the one that its text gives alone."""
     encoder, rows = _encoder(config, seed), data.draw(token_rows(config, 6))
     order = data.draw(st.permutations(range(len(rows))))
-    alone = torch.cat([encoder.encode_ids([row], False) for row in rows])
-    together = encoder.encode_ids([rows[i] for i in order], False, batch_size)
+    alone = torch.cat([encoder.encode_ids([row], False, convert_to_tensor=True) for row in rows])
+    together = encoder.encode_ids([rows[i] for i in order], False, batch_size, convert_to_tensor=True)
     assert_within("precision-float32-minilm", together, alone[order])
-    assert encoder.encode_ids([], False, batch_size).shape == (0, config.dimension)
+    assert encoder.encode_ids([], False, batch_size, convert_to_tensor=True).shape == (0, config.dimension)
 
 
 @pytest.mark.property(21)
@@ -48,7 +48,7 @@ def test_what_is_padded_does_not_count(
     padding = torch.tensor([[False] * len(row) + [True] * len(behind)])
     with torch.inference_mode():
         padded = encoder(torch.tensor([[*row, *behind]]), padding)
-    assert_within("precision-float32-minilm", padded, encoder.encode_ids([row], False))
+    assert_within("precision-float32-minilm", padded, encoder.encode_ids([row], False, convert_to_tensor=True))
 
 
 @pytest.mark.property(21)
@@ -63,4 +63,4 @@ def test_nothing_behind_the_end_token_counts(
     behind = data.draw(st.lists(st.integers(0, config.vocab_size - 1), max_size=config.num_positions - len(row)))
     with torch.inference_mode():
         longer = encoder(torch.tensor([[*row, *behind]]))
-    assert_within("precision-float32-minilm", longer, encoder.encode_ids([row], False))
+    assert_within("precision-float32-minilm", longer, encoder.encode_ids([row], False, convert_to_tensor=True))

@@ -121,7 +121,7 @@ def test_encode_writes_embeddings(
     output = tmp_path / "new" / f"e.{suffix}"
     assert main(["encode", str(model), *photos, "-o", str(output), "--dtype", "float32", "--batch-size", "2"]) == 0
     assert f"wrote {output}: 3 x 16" in capsys.readouterr().out
-    expected = VisionEncoder(model, dtype="float32").encode(photos, batch_size=2).numpy()
+    expected = VisionEncoder(model, dtype="float32").encode(photos, batch_size=2)
     if suffix == "npy":
         found = np.load(output)
     else:
@@ -260,3 +260,54 @@ def test_a_directory_is_no_output(
     (tmp_path / "e.npy").mkdir()
     assert main(["encode", str(model), photos[0], "-o", str(tmp_path / "e.npy")]) == 1
     assert f"{tmp_path / 'e.npy'}: a directory" in capsys.readouterr().err
+
+
+@pytest.mark.requirement("28.14")
+@pytest.mark.parametrize(
+    ("on_error", "suffix"), [("raise", "npy"), ("skip", "parquet"), ("null", "parquet"), ("null", "npy")]
+)
+def test_images_that_cannot_be_read(
+    model: Path, photos: list[str], tmp_path: Path, on_error: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """28.14: every bad image is printed, and is left out of the file, or a null, or a row of NaN."""
+    broken, output = tmp_path / "broken.jpg", tmp_path / f"e.{suffix}"
+    broken.write_bytes(b"not an image")
+    given = [photos[0], str(broken), photos[1], "gone.png", photos[2]]
+    status = main(["encode", str(model), *given, "-o", str(output), "--dtype", "float32", "--on-error", on_error])
+    out, err = capsys.readouterr()
+    assert f"image 1 ({broken})" in err
+    assert "image 3 (gone.png)" in err
+    if on_error == "raise":
+        assert (status, output.exists()) == (1, False)
+        return
+    assert status == 0
+    assert "2 of 5 images could not be read" in out
+    expected = VisionEncoder(model, dtype="float32").encode(photos)
+    if suffix == "npy":
+        rows = np.load(output)
+        assert np.isnan(rows[[1, 3]]).all()
+        np.testing.assert_allclose(rows[[0, 2, 4]], expected, 1e-5, 1e-6)
+        return
+    table = pq.read_table(output)
+    names, rows = table["image"].to_pylist(), table["embedding"].to_pylist()
+    assert names == (photos if on_error == "skip" else given)
+    if on_error == "null":
+        assert (rows[1], rows[3]) == (None, None)
+        rows = rows[::2]
+    np.testing.assert_allclose(np.array(rows), expected, 1e-5, 1e-6)
+    # the table of similarities has the images that were read
+    assert [line.split()[1] for line in out.splitlines() if ".png" in line and line.startswith("  ")] == [
+        Path(photo).name for photo in photos
+    ]
+
+
+@pytest.mark.requirement("28.15")
+def test_an_npy_does_not_lose_which_rows_remain(
+    model: Path, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """28.15: `--on-error skip` for an `.npy` is refused with what to give in its place; no image at all is no crash."""
+    assert main(["encode", str(model), *photos, "-o", str(tmp_path / "e.npy"), "--on-error", "skip"]) == 1
+    assert "a name ending in .parquet, or --on-error null" in capsys.readouterr().err
+    output = tmp_path / "e.parquet"
+    assert main(["encode", str(model), "gone.png", "-o", str(output), "--on-error", "skip"]) == 0
+    assert pq.read_table(output).num_rows == 0

@@ -166,9 +166,9 @@ def test_the_encoder_replays_its_passes(tiny_model: Path) -> None:
     encoder = VisionEncoder(tiny_model, dtype="float32")
     size = encoder.config.image_size
     batches = [torch.randn(images, 3, size, size) for images in (2, 1, 2, 2)]
-    expected = [encoder.encode_pixels(pixels) for pixels in batches]
+    expected = [encoder.encode_pixels(pixels, convert_to_tensor=True) for pixels in batches]
     recorder = Recorder()
     encoder._graphed = GraphedForward(encoder, recorder, lambda forward, _x: 2.0 if forward is encoder else 1.0)
-    found = [encoder.encode_pixels(pixels) for pixels in batches]
+    found = [encoder.encode_pixels(pixels, convert_to_tensor=True) for pixels in batches]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert (recorder.recorded, encoder._graphed.batch_sizes) == ([2], [2])

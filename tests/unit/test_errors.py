@@ -189,7 +189,7 @@ REFUSALS: dict[str, tuple[Refusal, type[Exception], str, str]] = {
         "float32",
     ),
     "image type": (lambda e, _p: e.encode(3), ImageError, "int", "a path"),
-    "image array": (lambda e, _p: e.encode(np.zeros((2, 2), np.uint8)), ImageError, "(2, 2)", "(H, W, 3)"),
+    "image array": (lambda e, _p: e.encode(np.zeros((2, 2, 2), np.uint8)), ImageError, "(2, 2, 2)", "(H, W, 3)"),
     "column": (lambda e, _p: e.encode(pa.array([1, 2])), ImageError, "int64", "string"),
     "pixels": (lambda e, _p: e.encode_pixels(torch.zeros(1, 3, 9, 9)), ImageError, "(1, 3, 9, 9)", "(n, 3, 32, 32)"),
     "patches": (

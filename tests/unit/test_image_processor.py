@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from llm_compression.errors import ConfigError
-from llm_compression.multimodal.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor, list_images, read_image
+from llm_compression.multimodal.image_inputs import list_images
+from llm_compression.multimodal.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor, read_image
 from tests.strategies import encode_image, random_array, random_image
 
 Array = npt.NDArray[np.uint8]

@@ -104,11 +104,12 @@ def test_an_abandoned_loop_over_batches_ends() -> None:
 
 @pytest.mark.requirement("6.6")
 @pytest.mark.parametrize("values", [[PNG, None, PNG], [None], [PNG, PNG, None]])
-def test_a_null_of_a_column(values: list[bytes | None]) -> None:
+def test_a_null_of_a_column(values: list[bytes | None], tmp_path: Path) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name."""
     position = values.index(None)
-    texts = [None if value is None else "x.png" for value in values]
+    (tmp_path / "x.png").write_bytes(PNG)
+    texts = [None if value is None else str(tmp_path / "x.png") for value in values]
     for column in (
         pa.array(values, pa.binary()),
         pa.array(values, pa.large_binary()),
@@ -158,10 +159,8 @@ ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "uint16": np.zeros((4, 5, 3), np.uint16),
     "bool": np.zeros((4, 5, 3), np.bool_),
     "object": np.empty((4, 5, 3), object),
-    "no channels": np.zeros((4, 5), np.uint8),
-    "one channel": np.zeros((4, 5, 1), np.uint8),
     "two channels": np.zeros((4, 5, 2), np.uint8),
-    "four channels": np.zeros((4, 5, 4), np.uint8),
+    "five channels": np.zeros((4, 5, 5), np.uint8),
     "channels first": np.zeros((3, 4, 5), np.uint8),
     "one dimension": np.zeros(3, np.uint8),
     "scalar": np.zeros((), np.uint8),
@@ -174,8 +173,8 @@ ARRAYS: dict[str, np.ndarray[Any, Any]] = {
 @pytest.mark.requirement("6.8")
 @pytest.mark.parametrize("what", ARRAYS)
 def test_an_array_that_is_no_picture(what: str) -> None:
-    """6.8: IF an array has a dtype, shape or channel count other than uint8 (H, W, 3), THEN THE ImageProcessor SHALL
-    raise ImageError with what was found and what was expected."""
+    """6.8: IF an array has a dtype, shape or channel count other than uint8 (H, W, 3), (H, W, 4), (H, W, 1) or (H, W),
+    THEN THE ImageProcessor SHALL raise ImageError with what was found and what was expected."""
     array = ARRAYS[what]
     message = f"an array of {array.dtype} with shape {array.shape}, expected uint8 (H, W, 3)"
     for position, given in ((0, array), (0, [array]), (2, [PNG, PICTURE, array])):
@@ -187,12 +186,12 @@ def test_an_array_that_is_no_picture(what: str) -> None:
 @pytest.mark.requirement("6.8")
 @pytest.mark.parametrize(
     "batch",
-    [np.zeros((2, 4, 5, 3), np.float32), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)],
+    [np.zeros((2, 4, 5, 3), np.float32), np.zeros((2, 4, 5, 2), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)],
 )
 def test_a_batch_of_arrays_that_are_no_pictures(batch: np.ndarray[Any, Any]) -> None:
-    """6.8: IF an array has a dtype, shape or channel count other than uint8 (H, W, 3), THEN THE ImageProcessor SHALL
-    raise ImageError with what was found and what was expected."""
-    message = f"image 0: an array of {batch.dtype} with shape {batch.shape[1:]}, expected uint8 (H, W, 3)"
+    """6.8: IF an array has a dtype, shape or channel count other than uint8 (H, W, 3), (H, W, 4), (H, W, 1) or (H, W),
+    THEN THE ImageProcessor SHALL raise ImageError with what was found and what was expected."""
+    message = f"image: an array of {batch.dtype} with shape {batch.shape}, expected uint8 (H, W, 3)"
     with pytest.raises(ImageError, match=re.escape(message)):
         PROCESSOR(batch)
 
@@ -207,9 +206,11 @@ def test_a_batch_of_arrays_that_are_no_pictures(batch: np.ndarray[Any, Any]) -> 
 def test_what_is_no_image_at_all(what: Any) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name."""
-    message = (
-        f"image 1: got {type(what).__name__}, expected a path, encoded bytes, a PIL image or a uint8 array (H, W, 3)"
-    )
+    found = {
+        "NoneType": "null, expected an image:",
+        "Tensor": "a tensor of torch.float32 with shape (3, 4, 5), expected",
+    }.get(type(what).__name__, f"got {type(what).__name__}, expected")
+    message = f"image 1: {found} a path, encoded bytes, an open file, a PIL image or a uint8 array (H, W, 3)"
     with pytest.raises(ImageError, match=re.escape(message)) as caught:
         PROCESSOR([PNG, what])
     assert caught.value.position == 1
@@ -221,16 +222,15 @@ def test_what_is_no_image_at_all(what: Any) -> None:
     [
         pa.array([1, 2]),
         pa.array([[b"x"]]),
-        pa.array([b"abc"], pa.binary(3)),
-        pa.array(["a"]).dictionary_encode(),
-        pa.nulls(2),
+        pa.array([1]).dictionary_encode(),
+        pa.array([{"picture": b"abc"}]),
     ],
     ids=lambda column: str(column.type),
 )
 def test_a_column_of_another_type(column: pa.Array) -> None:
     """6.6: IF an image is missing or cannot be read, THEN THE ImageProcessor SHALL raise ImageError with the position
     of the image in the call and its name."""
-    message = f"an Arrow array of {column.type}, expected string (paths) or binary (encoded images)"
+    message = f"an Arrow array of {column.type}, expected string (paths), binary (encoded images)"
     for given in (column, pa.chunked_array([column])):
         with pytest.raises(ImageError, match=re.escape(message)):
             PROCESSOR(given)

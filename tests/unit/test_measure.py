@@ -44,7 +44,7 @@ def job(tiny_model: Path, tiny_encoder: VisionEncoder, tmp_path_factory: pytest.
     """A job on the variant ``tiny`` in float32; its reference is the encoder's own answers."""
     file = tmp_path_factory.mktemp("reference") / "reference.npy"
     pixels = torch.from_numpy(np.stack([seeded_pixels(0, index, SIZE) for index in range(ROWS)]))
-    np.save(file, tiny_encoder.encode_pixels(pixels, normalize=False).numpy())
+    np.save(file, tiny_encoder.encode_pixels(pixels, normalize=False))
     return Job(str(tiny_model), str(file), SIZE, "float32")
 
 
@@ -209,7 +209,7 @@ def test_files_are_encoded_once_more_when_warmed(
     assert encode_files("arrow", tiny_model, files, tmp_path / "rows.npy", dtype="float32", warm=2) > 0
     # of a process with as many threads as there are processors
     rows = torch.from_numpy(np.load(tmp_path / "rows.npy"))
-    assert_within("precision-float32-b16", rows, tiny_encoder.encode(files, normalize=False))
+    assert_within("precision-float32-b16", rows, tiny_encoder.encode(files, normalize=False, convert_to_tensor=True))
 
 
 @pytest.mark.requirement("8.8")

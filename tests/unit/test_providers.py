@@ -14,6 +14,7 @@ from llm_compression.embedding_provider import MODEL_VARIABLE, EmbeddingProvider
 from llm_compression.errors import ConfigError, WeightFormatError
 from llm_compression.harness.checkpoint_weights import make_weights
 from llm_compression.inference.arrow_engine import ArrowEngine
+from llm_compression.inference.text_inputs import Text
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.multimodal.vision_encoder import VisionEncoder
@@ -67,12 +68,31 @@ class TestArrowEngine(ProviderContract):
 
 
 class TestCLIPEngineOfTexts(TestArrowEngine):
-    """18.1: CLIPEngine is an EmbeddingProvider of texts."""
+    """18.1: CLIPEngine is an EmbeddingProvider of texts that are marked."""
 
     @pytest.fixture
     def provider(self, clip: Path) -> EmbeddingProvider:
         """In float32."""
         return CLIPEngine(clip, dtype="float32")
+
+    @pytest.fixture
+    def items(self) -> list[Any]:
+        """Texts."""
+        return [Text("a red cat"), Text("the dog"), Text("blue")]
+
+    @pytest.fixture
+    def bad_item(self) -> Any:
+        """A text without a word."""
+        return Text("")
+
+
+class TestArrowEngineOfMarkedTexts(TestCLIPEngineOfTexts):
+    """18.1: ArrowEngine takes texts that are marked as well."""
+
+    @pytest.fixture
+    def provider(self, bert: Path) -> EmbeddingProvider:
+        """In float32, where batches agree."""
+        return ArrowEngine(bert, dtype="float32")
 
 
 class TestVisionEncoder(ProviderContract):

@@ -82,7 +82,7 @@ def test_a_sentence_transformers_directory(bert: Path, tmp_path: Path) -> None:
     assert report.tokenizer.read_bytes() == content
     assert loader.metadata is not None
     assert loader.metadata.preprocessing == {"tokenizer_sha256": hashlib.sha256(content).hexdigest()}
-    assert ArrowEngine(tmp_path / "out").encode("a red cat").shape == (1, 16)
+    assert ArrowEngine(tmp_path / "out").encode("a red cat", convert_to_tensor=True).shape == (1, 16)
 
 
 @pytest.mark.requirement("16.2")
@@ -239,7 +239,9 @@ def test_a_clip_model_without_its_text_tower(tmp_path: Path) -> None:
     convert_checkpoint(make_checkpoint(tmp_path / "hf", "tiny", layout="hf"), tmp_path / "alone")
     one, other = (VisionEncoder(tmp_path / name, dtype="float32") for name in ("out", "alone"))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(one.encode_pixels(pixels), other.encode_pixels(pixels))
+    assert torch.equal(
+        one.encode_pixels(pixels, convert_to_tensor=True), other.encode_pixels(pixels, convert_to_tensor=True)
+    )
 
 
 @pytest.mark.requirement("16.2")
@@ -286,4 +288,4 @@ def test_a_failed_conversion_leaves_the_model_that_was_there(bert: Path, tmp_pat
     with pytest.raises(CheckpointError, match=r"NaN.*embeddings\.LayerNorm\.bias"):
         convert_checkpoint(bert, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == before
-    ArrowEngine(tmp_path / "out").encode("cat")
+    ArrowEngine(tmp_path / "out").encode("cat", convert_to_tensor=True)

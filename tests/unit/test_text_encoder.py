@@ -43,8 +43,8 @@ def clip_text(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_row_for_each_text(engine: ArrowEngine, texts: list[str], rows: int, dtype: str) -> None:
-    """15.1: n texts, n = 0 included, give a float32 tensor of shape (n, dimension)."""
-    found = ArrowEngine(engine.encoder.weight_loader.path, dtype=dtype).encode(texts)
+    """15.1: n texts, n = 0 included, give a numpy float32 array of shape (n, dimension)."""
+    found = ArrowEngine(engine.encoder.weight_loader.path, dtype=dtype).encode(texts, convert_to_tensor=True)
     assert found.shape == (rows, engine.dimension)
     assert found.dtype == torch.float32
     assert torch.allclose(found.norm(dim=1), torch.ones(rows), atol=1e-6)
@@ -54,13 +54,18 @@ def test_one_row_for_each_text(engine: ArrowEngine, texts: list[str], rows: int,
 def test_an_arrow_column_gives_the_rows_of_a_list(engine: ArrowEngine) -> None:
     """15.1: the same texts give the same rows in whatever they are given."""
     texts = ["a red cat", "the dog"]
-    assert torch.equal(engine.encode(pa.array(texts)), engine.encode(texts))
+    assert torch.equal(
+        engine.encode(pa.array(texts), convert_to_tensor=True), engine.encode(texts, convert_to_tensor=True)
+    )
 
 
 @pytest.mark.requirement("15.1")
 def test_rows_keep_their_length_when_asked(engine: ArrowEngine) -> None:
     """15.1: without ``normalize`` a row is a positive multiple of the unit row."""
-    plain, unit = engine.encode("a red cat", normalize=False), engine.encode("a red cat")
+    plain, unit = (
+        engine.encode("a red cat", normalize=False, convert_to_tensor=True),
+        engine.encode("a red cat", convert_to_tensor=True),
+    )
     assert torch.allclose(plain / plain.norm(), unit, atol=1e-6)
     assert abs(plain.norm().item() - 1) > 1e-3
 
@@ -83,7 +88,7 @@ def test_rows_keep_their_length_when_asked(engine: ArrowEngine) -> None:
 def test_a_text_that_cannot_be_embedded_is_named(engine: ArrowEngine, texts: list[str], position: int | None) -> None:
     """15.5: an empty text, one with nothing to read, no str, or a lone surrogate is a TextError with its position."""
     with pytest.raises(TextError) as caught:
-        engine.encode(texts)
+        engine.encode(texts, convert_to_tensor=True)
     assert caught.value.position == position
 
 
@@ -92,7 +97,7 @@ def test_a_text_that_cannot_be_embedded_is_named(engine: ArrowEngine, texts: lis
 def test_a_batch_size_is_a_positive_whole_number(engine: ArrowEngine, batch_size: int) -> None:
     """15.1: any other batch size is a ConfigError, also where there is nothing to encode."""
     with pytest.raises(ConfigError, match=f"batch_size: {batch_size}"):
-        engine.encode([], batch_size=batch_size)
+        engine.encode([], batch_size=batch_size, convert_to_tensor=True)
 
 
 @pytest.mark.requirement("15.4")
@@ -100,8 +105,14 @@ def test_a_long_text_is_cut_at_max_length(engine: ArrowEngine) -> None:
     """15.4: WHEN a text has more tokens than ``max_length``, its first tokens count, special tokens kept."""
     assert len(engine.tokenize("cat " * 30)[0]) == TINY_BERT.max_length
     words = ["red", "green", "blue", "round", "square", "large"]
-    assert torch.equal(engine.encode(" ".join([*words, "dog"])), engine.encode(" ".join(words)))
-    assert not torch.equal(engine.encode(" ".join([*words[:5], "dog"])), engine.encode(" ".join(words)))
+    assert torch.equal(
+        engine.encode(" ".join([*words, "dog"]), convert_to_tensor=True),
+        engine.encode(" ".join(words), convert_to_tensor=True),
+    )
+    assert not torch.equal(
+        engine.encode(" ".join([*words[:5], "dog"]), convert_to_tensor=True),
+        engine.encode(" ".join(words), convert_to_tensor=True),
+    )
 
 
 @pytest.mark.requirement("15.6")
@@ -142,7 +153,7 @@ def test_token_ids_that_cannot_be_embedded_are_named(
     config = replace(TINY_CLIP_TEXT, pooling=pooling, eos_token_id=VOCABULARY - 1 if pooling == "eos" else None)
     encoder = TextEncoder(write_text_model(tmp_path, config))
     with pytest.raises(TextError, match=message) as caught:
-        encoder.encode_ids([[0, VOCABULARY - 1], row])
+        encoder.encode_ids([[0, VOCABULARY - 1], row], convert_to_tensor=True)
     assert caught.value.position == 1
 
 
@@ -233,4 +244,4 @@ def test_infinite_embeddings_are_an_error(tmp_path: Path) -> None:
     tensors["text_model.final_layer_norm.bias"].fill_(3e38)
     encoder = TextEncoder(write_text_model(tmp_path, TINY_CLIP_TEXT, tensors=tensors), dtype="float32")
     with pytest.raises(TextError, match="text 0: an embedding of zero, NaN or infinite length"):
-        encoder.encode_ids([[0, VOCABULARY - 1]])
+        encoder.encode_ids([[0, VOCABULARY - 1]], convert_to_tensor=True)

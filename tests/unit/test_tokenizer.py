@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_compression.errors import ConfigError, TextError
+from llm_compression.inference.text_inputs import list_texts
 from llm_compression.inference.tokenizer import (
     LibraryTokenizer,
     WordTokenizer,
-    list_texts,
     load_tokenizer,
     openai_clean,
     write_word_tokenizer,

@@ -80,8 +80,8 @@ def test_each_tensor_is_used(build_encoder: BuildEncoder, tiny_encoder: VisionEn
     counts."""
     weights, pixels = make_weights(TINY), random_pixels(2, 32, 0)
     weights[name] = weights[name] + 0.3 * torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(1))
-    changed = build_encoder(TINY, tensors=weights).encode_pixels(pixels)
-    difference = (changed - tiny_encoder.encode_pixels(pixels)).norm(dim=1).max()
+    changed = build_encoder(TINY, tensors=weights).encode_pixels(pixels, convert_to_tensor=True)
+    difference = (changed - tiny_encoder.encode_pixels(pixels, convert_to_tensor=True)).norm(dim=1).max()
     if name.endswith("k_proj.bias"):
         # it adds the same to every score of a row, which the softmax takes out
         assert difference < 1e-5
@@ -115,7 +115,8 @@ PIXELS: dict[str, tuple[Any, str]] = {
     "float64": (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "torch.float64"),
     "bfloat16": (torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16), "torch.bfloat16"),
     "uint8": (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8"),
-    "array": (np.zeros((1, 3, 32, 32), np.float32), "ndarray"),
+    "array": (np.zeros((1, 3, 32, 31), np.float32), "(1, 3, 32, 31)"),
+    "float64 array": (np.zeros((1, 3, 32, 32)), "float64"),
     "list": ([0.0], "list"),
     "None": (None, "NoneType"),
 }

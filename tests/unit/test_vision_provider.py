@@ -60,7 +60,7 @@ def test_one_interface(checkpoint: Path, model: Path) -> None:
         assert isinstance(provider, EmbeddingProvider)
         assert provider.dimension == 16
         for images, rows in (([], 0), (np.zeros((40, 30, 3), np.uint8), 1), (np.zeros((3, 40, 30, 3), np.uint8), 3)):
-            embeddings = provider.encode(images, batch_size=2)
+            embeddings = provider.encode(images, batch_size=2, convert_to_tensor=True)
             assert embeddings.shape == (rows, 16)
             assert embeddings.dtype == torch.float32
             assert torch.allclose(embeddings.norm(dim=1), torch.ones(rows), atol=1e-5)
@@ -72,8 +72,8 @@ def test_one_interface(checkpoint: Path, model: Path) -> None:
 def test_same_embeddings(checkpoint: Path, model: Path, photos: list[Path], normalize: bool) -> None:
     """11.2: WHEN given the images that a CLIPVisionProvider of the same checkpoint was given, THE ArrowVisionProvider
     SHALL return in float32 embeddings whose cosine to the other's is within the limit of gate `photo-float32-b16`."""
-    found = ArrowVisionProvider(model, dtype="float32").encode(photos, normalize, batch_size=3)
-    expected = CLIPVisionProvider(checkpoint).encode(photos, normalize, batch_size=2)
+    found = ArrowVisionProvider(model, dtype="float32").encode(photos, normalize, batch_size=3, convert_to_tensor=True)
+    expected = CLIPVisionProvider(checkpoint).encode(photos, normalize, batch_size=2, convert_to_tensor=True)
     cosine = torch.cosine_similarity(found.double(), expected.double())
     assert all(LIMIT.passes(value) for value in cosine.tolist())
     assert torch.allclose(found.norm(dim=1), expected.norm(dim=1), rtol=1e-4)
@@ -107,7 +107,7 @@ def test_unreadable_image_is_an_error(checkpoint: Path, model: Path, photos: lis
     broken.write_bytes(photos[0].read_bytes()[:100])
     for provider in (ArrowVisionProvider(model), CLIPVisionProvider(checkpoint)):
         with pytest.raises(ImageError, match=r"image 2 \(.*broken\.png\)") as caught:
-            provider.encode([photos[0], photos[1], broken, photos[2]], batch_size=2)
+            provider.encode([photos[0], photos[1], broken, photos[2]], batch_size=2, convert_to_tensor=True)
         assert (caught.value.position, caught.value.name) == (2, str(broken))
 
 
@@ -118,7 +118,9 @@ def test_baseline_without_a_projection(tmp_path: Path, photos: list[Path]) -> No
     convert_checkpoint(source, tmp_path / "model")
     arrow, baseline = ArrowVisionProvider(tmp_path / "model", dtype="float32"), CLIPVisionProvider(source)
     assert arrow.dimension == baseline.dimension == 32
-    cosine = torch.cosine_similarity(arrow.encode(photos).double(), baseline.encode(photos).double())
+    cosine = torch.cosine_similarity(
+        arrow.encode(photos, convert_to_tensor=True).double(), baseline.encode(photos, convert_to_tensor=True).double()
+    )
     assert all(LIMIT.passes(value) for value in cosine.tolist())
 
 
@@ -140,4 +142,4 @@ def test_baseline_refuses(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         CLIPVisionProvider(tmp_path)
     with pytest.raises(ConfigError, match="batch_size: 0"):
-        CLIPVisionProvider(checkpoint).encode([], batch_size=0)
+        CLIPVisionProvider(checkpoint).encode([], batch_size=0, convert_to_tensor=True)

@@ -19,6 +19,10 @@ class CheckpointError(LlmCompressionError, ValueError):
     """The source checkpoint cannot be converted."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was converted as its files say, and they may say something wrong."""
+
+
 class TextError(LlmCompressionError, ValueError):
     """A text cannot be embedded.
 

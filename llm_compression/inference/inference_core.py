@@ -16,6 +16,7 @@ from llm_compression.inference.shares import by_shares
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
+_FOLDS_ABOVE: Final = 1e6  # a range in which no hidden unit of a trained model comes near the end
 
 # What a layer needs, under the names that a weight file of CLIP's family gives it.
 CLIP_LAYER_NAMES: Final[Mapping[str, str]] = {
@@ -97,7 +98,8 @@ class TransformerLayer(nn.Module):
         yield Slot(of("q", "k", "v"), qkv)
         yield Slot(of("out"), lambda weight, bias: self.out.load(weight, bias, device, dtype))
         scale = 1.0
-        if self.folds:
+        # float16 ends at 65504: 1.702 times a unit above 38,486 is infinite, where the unit itself is not
+        if self.folds and torch.finfo(dtype).max > _FOLDS_ABOVE:
             # SiLU in disguise, which runs inside the product: s times quick_gelu(x) is silu(s x), s = 1.702. The norm
             # in front and the biases are multiplied by s, the sum with the residual divides; no matrix is touched.
             scale = QUICK_GELU_SCALE

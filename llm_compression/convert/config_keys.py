@@ -18,7 +18,7 @@ HUGGINGFACE: Final = frozenset(
         *("return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16"),
         *("tf_legacy_loss", "finetuning_task", "task_specific_params", "id2label", "label2id", "num_labels"),
         *("problem_type", "tokenizer_class", "prefix", "tie_word_embeddings", "tie_encoder_decoder", "use_cache"),
-        *("is_encoder_decoder", "cross_attention_hidden_size", "chunk_size_feed_forward", "gradient_checkpointing"),
+        *("is_encoder_decoder", "cross_attention_hidden_size", "gradient_checkpointing"),
         *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "_experts_implementation"),
         *("initializer_range", "initializer_factor", "xla_device", "output_past"),
         *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id"),
@@ -42,6 +42,7 @@ HUGGINGFACE_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
+    "chunk_size_feed_forward": (0,),
     "per_layer_config": ({},),
     "position_embedding_type": ("absolute",),
 }

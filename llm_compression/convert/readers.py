@@ -119,12 +119,13 @@ def open_checkpoint(
         try:
             if family in ("bert", "bert_prefixed"):
                 _require_fields(overrides, TextConfig)
-                yield _text_encoder(opened, root if path.is_dir() else directory, directory, overrides)
+                checkpoint = _text_encoder(opened, root if path.is_dir() else directory, directory, overrides)
             else:
                 _require_fields(overrides, VisionConfig)
-                yield _clip(opened, root, directory, overrides, vision_only=vision_only)
+                checkpoint = _clip(opened, root, directory, overrides, vision_only=vision_only)
         except ConfigError as error:
             raise CheckpointError(f"{directory}: {error}") from error
+        yield checkpoint
 
 
 def _text_encoder(opened: Checkpoint, root: Path, directory: Path, overrides: Mapping[str, Any]) -> Checkpoint:

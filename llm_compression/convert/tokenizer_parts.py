@@ -53,7 +53,7 @@ def pre_tokenizers(kind: Kind) -> tuple[dict[str, Any], ...]:
     """How a text is split, in each of the ways that give the same words."""
     if kind == "bert":
         return ({"type": "BertPreTokenizer"},)
-    level = {"type": "ByteLevel", "add_prefix_space": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return tuple(
         {
             "type": "Sequence",

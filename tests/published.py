@@ -137,7 +137,8 @@ def _clip(rows: int = 0) -> Any:
 def write_clip(directory: Path, rows: int = 0) -> Path:
     """A directory of CLIPModel with its processor and tokenizer."""
     _clip(rows).save_pretrained(directory)
-    tokenizer = CLIPTokenizer(vocab=clip_vocabulary(), merges=list(CLIP_MERGES))
+    merges: Any = list(CLIP_MERGES)
+    tokenizer = CLIPTokenizer(vocab=clip_vocabulary(), merges=merges)
     tokenizer.model_max_length = 24
     tokenizer.save_pretrained(directory)
     write_json(

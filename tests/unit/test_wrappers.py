@@ -112,7 +112,7 @@ def test_a_tower_by_itself(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> 
         ),
         (lambda t: {"model": t, "ema": t}, r"several state dicts, \['model', 'ema'\]"),
         (lambda t: {"unheard_of": t}, "entry 'unheard_of' is a dict, expected a tensor; save the state dict by itself"),
-        (lambda t: torch.nn.Linear(2, 2), r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
+        (lambda _: torch.nn.Linear(2, 2), r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
     ],
     ids=["prefix", "partial", "two-prefixes", "two-entries", "entry", "module"],
 )

@@ -70,7 +70,9 @@ def state_dict_in(content: Any, where: object, depth: int = 0) -> Mapping[Any, A
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{where}: holds a {type(content).__name__}, expected a dictionary of tensors")
     held = [key for key in _ENTRIES if isinstance(content.get(key), Mapping) and _holds_tensors(content[key])]
-    if any(isinstance(value, torch.Tensor) for value in content.values()) or not held or depth > 3:
+    # a tensor beside such an entry is a state of a generator or the like, unless it has the name of a parameter
+    named = any(isinstance(value, torch.Tensor) and "." in str(key) for key, value in content.items())
+    if named or not held or depth > 3:
         return content
     if len(held) > 1:
         raise CheckpointError(

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from huggingface_hub.utils._paths import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # public, not in __all__
 from hypothesis import given, reject
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

@@ -77,7 +77,13 @@ def test_entries_of_training_code_are_opened(tmp_path: Path, tensors: dict[str, 
     [
         *(np.float64(1), np.float32(1), np.int64(3), np.bool_(True), np.zeros(3), np.float16(1)),
         *(argparse.Namespace(lr=1), pathlib.PosixPath("/x"), pathlib.PurePosixPath("x"), {1, 2}),
-        *(datetime.date(2024, 1, 1), datetime.timedelta(1), collections.defaultdict(list), torch.device("cpu")),
+        *(
+            datetime.date(2024, 1, 1),
+            datetime.timedelta(1),
+            collections.defaultdict(list),
+            torch.device("cpu"),
+            torch.get_rng_state(),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

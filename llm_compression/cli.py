@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_compression import __version__
-from llm_compression.errors import ConfigError, LlmCompressionError
+from llm_compression.errors import CheckpointWarning, ConfigError, LlmCompressionError
 
 if TYPE_CHECKING:
     from llm_compression.embeddings import Array
@@ -142,16 +143,20 @@ def _convert(options: argparse.Namespace) -> None:
     from llm_compression.convert import convert_checkpoint
 
     given = {name: getattr(options, name) for name in _OVERRIDES if getattr(options, name) is not None}
-    report = convert_checkpoint(
-        options.source,
-        options.out,
-        options.dtype,
-        options.compression,
-        revision=options.revision,
-        overrides=given or None,
-        progress=None,
-        vision_only=options.vision_only,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        report = convert_checkpoint(
+            options.source,
+            options.out,
+            options.dtype,
+            options.compression,
+            revision=options.revision,
+            overrides=given or None,
+            progress=None,
+            vision_only=options.vision_only,
+        )
+    for warning in caught:
+        print(f"llm-compression: warning: {warning.message}", file=sys.stderr)
     print(f"wrote       {report.path}")
     if report.tokenizer is not None:
         print(f"tokenizer   {report.tokenizer}")
@@ -159,6 +164,11 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"tensors     {report.num_tensors}, sha256 {report.tensors_sha256}")
     print(f"parameters  {report.num_params:,}")
     print(f"bytes       {report.bytes_in:,} in, {report.bytes_out:,} out")
+    for name, value in report.settings.items():
+        # where the tokenizer was written to stands above
+        print(f"{'words from' if name == 'tokenizer' else name:11} {value}")
+    for note in report.notes:
+        print(f"note        {note}")
     for name, value in given.items():
         print(f"overridden  {name}: {value}, whatever the checkpoint says")
     for reason, count in report.left_out.items():

@@ -59,6 +59,10 @@ class UnavailableError(LlmCompressionError, AttributeError):
     """A loaded network cannot do this, though PyTorch's modules can; the message says what to do."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was converted as its files say, and they may say something wrong."""
+
+
 class TextError(LlmCompressionError, ValueError):
     """A text cannot be embedded.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from llm_compression.convert import config_keys
 from llm_compression.convert.key_maps import OPENAI
 from llm_compression.convert.preprocessing import square
 from llm_compression.convert.tensor_files import read_json
@@ -33,6 +34,11 @@ _HUGGINGFACE_KEYS: Final = (
     ("hidden_act", "hidden_act", "quick_gelu"),
 )
 
+_WHOLE_READ: Final = frozenset(
+    {"model_type", "architectures", "projection_dim"}
+    | {f"{tower}_config{older}" for tower in ("text", "vision") for older in ("", "_dict")}
+)
+
 # Settings of open_clip's vision_cfg that lead to another architecture, and the values that do not.
 _OPEN_CLIP_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "timm_model_name": ("",),
@@ -54,6 +60,7 @@ _OPEN_CLIP_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
 _OPEN_CLIP_READ: Final = frozenset(
     {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "norm_kwargs"}
 )
+_OPEN_CLIP_MODEL_READ: Final = frozenset({"embed_dim", "vision_cfg", "quick_gelu"})
 # With CLS pooling these change nothing: how positions were first filled, dropout, when the last norm is applied, and
 # settings of poolers and towers that are not there.
 _OPEN_CLIP_HARMLESS: Final = frozenset(
@@ -85,7 +92,19 @@ def from_huggingface(file: Path, has_projection: bool, overrides: Mapping[str, A
     classes = values.get("architectures") or []
     if not isinstance(classes, list) or len(classes) > 1 or not set(classes) <= set(ARCHITECTURES):
         raise CheckpointError(f"{file}: architectures: {classes!r}, expected one of {', '.join(ARCHITECTURES)}")
-    vision = _nested_vision_config(values, file, overrides) if whole else values
+    if whole:
+        config_keys.refuse_unknown(file, values, _WHOLE_READ, config_keys.CLIP, config_keys.HUGGINGFACE_SUPPORTED)
+        names = {key: field for field, key, _ in _HUGGINGFACE_KEYS}
+        vision = nested_config(
+            values, file, "vision", {key: one for _, key, one in _HUGGINGFACE_KEYS}, names, overrides
+        )
+    else:
+        vision = dict(values)
+    read = {key for _, key, _ in _HUGGINGFACE_KEYS} | {"model_type", "architectures", "num_channels"}
+    place = f"{file}: vision_config" if whole else file
+    config_keys.refuse_unknown(place, vision, read, config_keys.CLIP, config_keys.HUGGINGFACE_SUPPORTED)
+    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise CheckpointError(f"{place}: model_type: {vision['model_type']!r}, expected 'clip_vision_model'")
     channels = vision.get("num_channels", 3)
     if channels != 3:
         raise CheckpointError(f"{file}: num_channels: {channels!r}, expected 3")
@@ -114,10 +133,13 @@ def from_open_clip(file: Path, overrides: Mapping[str, Any]) -> VisionConfig:
         CheckpointError: It describes another architecture.
         ConfigError: A value is invalid.
     """
-    model = read_json(file).get("model_cfg")
+    whole = read_json(file)
+    model = whole.get("model_cfg")
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(vision, dict):
         raise CheckpointError(f"{file}: no model_cfg with a vision_cfg, expected open_clip's own layout")
+    config_keys.refuse_unknown(file, whole, ("model_cfg", "preprocess_cfg"), ())
+    config_keys.refuse_unknown(f"{file}: model_cfg", model, _OPEN_CLIP_MODEL_READ, config_keys.OPEN_CLIP_MODEL)
     vision = {key: value for key, value in vision.items() if value is not None}
     for key, supported in _OPEN_CLIP_SUPPORTED.items():
         if key in vision and vision[key] not in supported:
@@ -207,25 +229,50 @@ def from_shapes(
     return VisionConfig(**found)
 
 
-def _nested_vision_config(values: Mapping[str, Any], file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``vision_config`` of a CLIPModel, with the older ``vision_config_dict`` that transformers puts over it."""
-    vision, older = values.get("vision_config"), values.get("vision_config_dict")
-    for key, value in (("vision_config", vision), ("vision_config_dict", older)):
+def nested_config(
+    values: Mapping[str, Any],
+    file: Path,
+    tower: str,
+    defaults: Mapping[str, Any],
+    names: Mapping[str, str],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The part of a CLIPModel's ``config.json`` for one tower, with the older dictionary put over it.
+
+    transformers makes a whole configuration of the older dictionary, its defaults included, and lets it win. What the
+    newer part says is then lost where the older dictionary leaves it out: a contradiction wherever it is no default.
+
+    Args:
+        values: The file's content.
+        file: The file, for messages.
+        tower: ``text`` or ``vision``.
+        defaults: transformers' default of each key that changes a row.
+        names: The field that overrides each key, where there is one.
+        overrides: Fields that take the place of the file's.
+
+    Raises:
+        CheckpointError: Neither part is there, one is no object, or they contradict each other.
+    """
+    new, old = f"{tower}_config", f"{tower}_config_dict"
+    stated, older = values.get(new), values.get(old)
+    for key, value in ((new, stated), (old, older)):
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"{file}: {key}: {value!r}, expected an object")
-    if vision is None and older is None:
-        raise CheckpointError(f"{file}: no vision_config, expected the sizes of the image tower")
-    vision = vision or {}
-    if not older:
-        return dict(vision)
-    for field, key, default in _HUGGINGFACE_KEYS:
-        # transformers lets the defaults of the older entry, too, win over what vision_config says
-        if key not in older and vision.get(key, default) != default and field not in overrides:
-            raise CheckpointError(
-                f"{file}: vision_config has {key} {vision[key]!r}, vision_config_dict leaves it out, which "
-                f"transformers reads as {default!r}; say which is right with overrides={{{field!r}: ...}}"
-            )
-    return {**vision, **older}
+    if stated is None and older is None:
+        image = "image" if tower == "vision" else tower
+        raise CheckpointError(f"{file}: no {new}, expected the sizes of the {image} tower")
+    stated = stated or {}
+    if older is None:
+        return dict(stated)
+    for key, default in defaults.items():
+        if key in older or names.get(key) in overrides or stated.get(key, default) == default:
+            continue
+        way = f"say which is right with overrides={{{names[key]!r}: ...}}, or " if key in names else ""
+        raise CheckpointError(
+            f"{file}: {new} has {key} {stated[key]!r}, {old} leaves it out, which transformers reads as {default!r}; "
+            f"{way}take {old} out of the file"
+        )
+    return {**stated, **older}
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int, where: Path) -> tuple[int, ...]:

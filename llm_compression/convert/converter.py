@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +19,11 @@ from llm_compression.convert import text_key_maps
 from llm_compression.convert.key_maps import LEFT_OUT, TABLES, Entry, Family
 from llm_compression.convert.readers import Checkpoint, open_checkpoint
 from llm_compression.convert.tensor_files import sha256_of
-from llm_compression.errors import CheckpointError, ConfigError
+from llm_compression.convert.wrappers import COUNTERS
+from llm_compression.errors import CheckpointError, ConfigError, WeightFormatError
 from llm_compression.inference.tokenizer import TOKENIZER_FILE
 from llm_compression.inference.weight_format import DTYPES, WEIGHTS_FILE, WeightMetadata, write_weights
+from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.progress import progress as progress_bar
 
@@ -37,7 +40,7 @@ _LEFT_OUT: Final[Mapping[Family, Mapping[str, str]]] = {
     **LEFT_OUT,
     "clip": text_key_maps.CLIP_LEFT_OUT,
     "bert": text_key_maps.BERT_LEFT_OUT,
-    "bert_prefixed": text_key_maps.BERT_LEFT_OUT,
+    "bert_prefixed": text_key_maps.BERT_PREFIXED_LEFT_OUT,
 }
 # What a report and a weight file call the families that are all Hugging Face's.
 _FORMATS: Final[Mapping[Family, str]] = {
@@ -62,7 +65,10 @@ class ConversionReport:
         source_sha256: sha256 of the source's weight file, or over its shards sorted by name.
         tensors_sha256: sha256 over the tensors written, as the file records it.
         left_out: How many tensors of the source were left out, by what they belong to.
-        tokenizer: The copy of the source's tokenizer beside the weight file; None where it has none, or needs none.
+        tokenizer: The tokenizer beside the weight file; None where the source has none, or needs none. A copy of the
+            source's ``tokenizer.json``, or one with what its other files say applied.
+        settings: Activation, pooling and tokenizer, each with the file or the argument that it came from.
+        notes: What to know: settings that took the place of others, and what could not be tried.
     """
 
     path: Path
@@ -75,6 +81,8 @@ class ConversionReport:
     tensors_sha256: str
     left_out: Mapping[str, int]
     tokenizer: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def convert_checkpoint(
@@ -135,11 +143,9 @@ def convert_checkpoint(
         metadata = WeightMetadata(config=checkpoint.config.to_dict(), preprocessing=preprocessing, source=origin)
         names = progress_bar(entries, total=len(entries), label=f"converting {checkpoint.name}", enabled=progress)
         tensors = ((name, entries[name]) for name in names)
-        report = write_weights(target, _read(checkpoint, tensors, dtype), metadata, compression=compression)
-        tokenizer = None
-        if checkpoint.tokenizer is not None:
-            # after the weights, so that a conversion that fails leaves the model that was there as it is
-            tokenizer = _copy(checkpoint.tokenizer, target.parent / TOKENIZER_FILE)
+        wanted = None if checkpoint.tokenizer is None else checkpoint.tokenizer.content
+        with _beside(target, wanted, isinstance(checkpoint.config, ClipConfig)) as tokenizer:
+            report = write_weights(target, _read(checkpoint, tensors, dtype), metadata, compression=compression)
         return ConversionReport(
             path=report.path,
             format=family,
@@ -151,27 +157,70 @@ def convert_checkpoint(
             tensors_sha256=report.tensors_sha256,
             left_out=left_out,
             tokenizer=tokenizer,
+            settings=checkpoint.settings,
+            notes=checkpoint.notes,
         )
 
 
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     """What turns an input into the model's input: of images, of texts, or of both by tower."""
     tokenizer = checkpoint.tokenizer
-    text = {} if tokenizer is None else {"tokenizer_sha256": sha256_of([tokenizer])}
+    text = {} if tokenizer is None else {"tokenizer_sha256": hashlib.sha256(tokenizer.content).hexdigest()}
     vision = {} if checkpoint.preprocessing is None else checkpoint.preprocessing.to_dict()
     if isinstance(checkpoint.config, ClipConfig):
         return {"vision": vision, "text": text}
     return {**vision, **text}
 
 
-def _copy(source: Path, target: Path) -> Path:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+@contextmanager
+def _beside(target: Path, content: bytes | None, takes_texts: bool) -> Iterator[Path | None]:
+    """Put the tokenizer beside the weights once they are written; where the source has none, none is left there.
+
+    An earlier model's tokenizer must not answer for this one. It is put aside first, so that a conversion that is
+    killed leaves a model that asks for its tokenizer, and is put back when the conversion fails.
+
+    Raises:
+        ConfigError: A tokenizer lies there that the earlier weights do not record: whose it is cannot be known.
+    """
+    file = target.parent / TOKENIZER_FILE
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    if content is None and not (takes_texts and file.is_file()):
+        yield None
+        return
+    if content is None:
+        if not _recorded_by(target, file):
+            raise ConfigError(
+                f"out: {file}: a tokenizer lies there, the source has none, and the weights there do not record it; "
+                f"move it away, or put the model's own {TOKENIZER_FILE} into the source"
+            )
+        file.replace(partial)
+        try:
+            yield None
+        except BaseException:
+            partial.replace(file)
+            raise
+        partial.unlink()
+        return
+    yield file
+    # after the weights, so that a conversion that fails leaves the model that was there as it is
     try:
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        partial.write_bytes(content)
+        partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    return target
+
+
+def _recorded_by(weights: Path, tokenizer: Path) -> bool:
+    """Whether a weight file says that this is its tokenizer."""
+    try:
+        metadata = WeightLoader(weights).metadata if weights.is_file() else None
+    except WeightFormatError:
+        return False
+    constants = {} if metadata is None else metadata.preprocessing
+    return sha256_of([tokenizer]) in (
+        constants.get("tokenizer_sha256"),
+        constants.get("text", {}).get("tokenizer_sha256"),
+    )
 
 
 def _target(out: Path) -> Path:
@@ -203,6 +252,9 @@ def _match(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, int]]:
             problems.append(f"{entry.source} has dtype {found}, expected one of {', '.join(_STORED)}")
     left_out = Counter[str]()
     for source in shapes.keys() - wanted:
+        if source in COUNTERS:
+            left_out["averaging counter"] += 1
+            continue
         patterns = _LEFT_OUT[checkpoint.family].items()
         if what := next((label for pattern, label in patterns if fnmatchcase(source, pattern)), None):
             left_out[what] += 1

@@ -30,7 +30,6 @@ _HARMLESS: Final = frozenset(
         "return_tensors",
         "device",
         "disable_grouping",
-        "default_to_square",
     }
 )
 # Steps that the reference always takes.
@@ -98,7 +97,12 @@ def _from_huggingface_values(values: Mapping[str, Any], where: Path, image_size:
     for key in ("image_processor_type", "feature_extractor_type"):
         _require(where, values, key, PROCESSOR_TYPES)
     for key in _ALWAYS:
+        if key in values and values[key] is None:
+            # not an absent key: the reference leaves the step out
+            raise CheckpointError(f"{where}: {key}: None, expected True")
         _require(where, values, key, (True,))
+    if not isinstance(values.get("size"), Mapping):
+        _require(where, values, "default_to_square", (False,))
     _require(where, values, "do_pad", (False,))
     _require(where, values, "resample", (BICUBIC,))
     factor = values.get("rescale_factor")
@@ -108,7 +112,7 @@ def _from_huggingface_values(values: Mapping[str, Any], where: Path, image_size:
         *_HARMLESS,
         *_ALWAYS,
         *("image_processor_type", "feature_extractor_type", "do_pad", "resample", "rescale_factor"),
-        *("size", "crop_size", "image_mean", "image_std"),
+        *("size", "crop_size", "image_mean", "image_std", "default_to_square"),
     }
     if unknown := {key: value for key, value in values.items() if key not in known and value is not None}:
         raise CheckpointError(f"{where}: unknown settings {unknown}; take out those that do not change a pixel")

@@ -7,23 +7,23 @@ never a guess: a wrong activation or head count gives embeddings that look right
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from llm_compression.convert import hub, preprocessing
+from llm_compression.convert import hub, preprocessing, wrappers
 from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
 from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
+from llm_compression.convert.sentence_modules import MODULES_FILE, read_modules, transformer_directory
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
-from llm_compression.convert.text_configs import (
-    bert_from_huggingface,
-    clip_text_from_huggingface,
-    transformer_directory,
-)
-from llm_compression.errors import CheckpointError, ConfigError
+from llm_compression.convert.text_configs import bert_from_huggingface, clip_text_from_huggingface
+from llm_compression.convert.tokenizer_files import TokenizerSource, check_tokenizer, read_tokenizer
+from llm_compression.convert.tokenizer_parts import Kind
+from llm_compression.errors import CheckpointError, CheckpointWarning, ConfigError
 from llm_compression.inference.text_config import TextConfig
 from llm_compression.inference.tokenizer import TOKENIZER_FILE
 from llm_compression.multimodal.clip_config import ClipConfig
@@ -39,7 +39,11 @@ _HUGGINGFACE_FILES: Final = (
     "pytorch_model.bin.index.json",
 )
 _OPEN_CLIP_FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
+_OLD_NORM: Final[Mapping[str, str]] = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# Tensors that only OpenAI's own archives hold, and the end token of its vocabulary.
+_OPENAI_SIZES: Final = frozenset({"input_resolution", "context_length", "vocab_size"})
+_OPENAI_END: Final = 49407
+_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ class Checkpoint:
         config: Sizes of the image tower, of both towers, or of a text encoder.
         preprocessing: What turns an image into its input; None for a text encoder.
         tensors: The tensors by name.
-        tokenizer: The file that turns a text into its input; None for an image tower, or where there is none.
+        tokenizer: What turns a text into its input; None for an image tower, or where there is none.
+        settings: Activation, pooling and tokenizer, each with the file or the argument that it came from.
+        notes: What a user should know: settings that took the place of others, and what could not be tried.
     """
 
     family: Family
@@ -64,7 +70,9 @@ class Checkpoint:
     config: VisionConfig | ClipConfig | TextConfig
     preprocessing: ImageProcessor | None
     tensors: TensorStore
-    tokenizer: Path | None = None
+    tokenizer: TokenizerSource | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -100,32 +108,130 @@ def open_checkpoint(
         name = source
         path = hub.download(source, revision, lambda directory: bool(_find(directory)))
         revision = path.name
+    root = path if path.is_dir() else path.parent
     files = _weight_files(transformer_directory(path) if path.is_dir() else path)
     directory = files[0].parent
     with open_tensors(files) as tensors:
+        _unwrap(tensors, files[0])
         family = _family(tensors, files[0])
         _reject_unsupported(tensors, files[0])
-        tokenizer = directory / TOKENIZER_FILE if (directory / TOKENIZER_FILE).is_file() else None
+        opened = Checkpoint(family, name, revision, files, VisionConfig(), None, tensors)
         try:
             if family in ("bert", "bert_prefixed"):
                 _require_fields(overrides, TextConfig)
-                text = bert_from_huggingface(path if path.is_dir() else directory, directory, overrides)
-                if tokenizer is None:
-                    raise CheckpointError(f"{directory}: no {TOKENIZER_FILE}, expected the tokenizer of the encoder")
-                yield Checkpoint(family, name, revision, files, text, None, tensors, tokenizer)
-                return
-            _require_fields(overrides, VisionConfig)
-            config = _config(family, tensors, directory, overrides)
-            clip = None
-            if not vision_only and _holds_text(family, tensors, directory):
-                clip = ClipConfig(clip_text_from_huggingface(directory / "config.json", overrides), config)
+                checkpoint = _text_encoder(opened, root if path.is_dir() else directory, directory, overrides)
+            else:
+                _require_fields(overrides, VisionConfig)
+                checkpoint = _clip(opened, root, directory, overrides, vision_only=vision_only)
         except ConfigError as error:
             raise CheckpointError(f"{directory}: {error}") from error
-        processor = _preprocessing(family, directory, config.image_size)
-        if clip is not None:
-            yield Checkpoint("clip", name, revision, files, clip, processor, tensors, tokenizer)
-        else:
-            yield Checkpoint(family, name, revision, files, config, processor, tensors)
+        yield checkpoint
+
+
+def _text_encoder(opened: Checkpoint, root: Path, directory: Path, overrides: Mapping[str, Any]) -> Checkpoint:
+    """A BERT, with its pooling and its tokenizer."""
+    config = bert_from_huggingface(root, directory, overrides)
+    tokenizer, notes = _tokenizer(directory, "bert", config)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{directory}: no {TOKENIZER_FILE} and no vocab.txt, expected the tokenizer of the encoder"
+        )
+    pooling = "the argument overrides" if "pooling" in overrides else f"{read_modules(root)['Pooling']}/config.json"
+    settings = {
+        "activation": _origin(config.hidden_act, "hidden_act of config.json", overrides),
+        "pooling": f"{config.pooling}, from {pooling}",
+        "tokenizer": tokenizer.origin,
+    }
+    return replace(opened, config=config, tokenizer=tokenizer, settings=settings, notes=notes)
+
+
+def _clip(
+    opened: Checkpoint, root: Path, directory: Path, overrides: Mapping[str, Any], *, vision_only: bool
+) -> Checkpoint:
+    """A CLIP: both towers, or the image tower alone."""
+    family, tensors = opened.family, opened.tensors
+    if "Pooling" in (modules := read_modules(root)):
+        raise CheckpointError(f"{root / MODULES_FILE}: modules {list(modules)}, expected a CLIPModel without a Pooling")
+    config = _config(family, tensors, directory, overrides)
+    settings, notes = {"activation": _activation(opened, config, directory, overrides)}, tuple[str, ...]()
+    settings["pooling"] = "class token of an image, as every CLIP"
+    processor = _preprocessing(family, directory, config.image_size)
+    opened = replace(opened, config=config, preprocessing=processor)
+    if vision_only or not _holds_text(family, tensors, directory):
+        return replace(opened, settings=settings)
+    file = directory / "config.json"
+    text = clip_text_from_huggingface(file, overrides, in_modules="Transformer" in modules)
+    tokenizer, notes = _tokenizer(directory, "clip", text)
+    if text.pooling == "argmax":
+        # where rows were added behind it, the end token is not the last one
+        end = _OPENAI_END if tokenizer is None and text.vocab_size > _OPENAI_END else None
+        if tokenizer is not None and tokenizer.around is not None and tokenizer.around[1]:
+            end = tokenizer.around[1][-1]
+        text = replace(text, eos_token_id=end if end != text.vocab_size - 1 else None)
+    if text.hidden_act != config.hidden_act:
+        settings["activation"] += f"; {text.hidden_act} in the text tower"
+    rule = "largest id of a text (eos_token_id 2)" if text.pooling == "argmax" else f"end token {text.eos_token_id}"
+    settings["pooling"] = f"class token of an image; {rule}, from text_config of config.json"
+    settings["tokenizer"] = "none: no text can be encoded" if tokenizer is None else tokenizer.origin
+    clip = ClipConfig(text, config)
+    return replace(opened, family="clip", config=clip, tokenizer=tokenizer, settings=settings, notes=notes)
+
+
+def _tokenizer(directory: Path, kind: Kind, config: TextConfig) -> tuple[TokenizerSource | None, tuple[str, ...]]:
+    """The tokenizer beside the weights, tried as the engine will use it, and what is to be said of it."""
+    file = directory / "config.json"
+    stated = read_json(file).get("tokenizer_class") if file.is_file() else None
+    tokenizer = read_tokenizer(directory, kind, stated)
+    if tokenizer is None:
+        return None, ()
+    where = directory / tokenizer.origin.split(" ")[0]
+    return tokenizer, (*tokenizer.warnings, *check_tokenizer(tokenizer, config, where))
+
+
+def _origin(value: str, place: str, overrides: Mapping[str, Any]) -> str:
+    return f"{value}, from {'the argument overrides' if 'hidden_act' in overrides else place}"
+
+
+def _activation(opened: Checkpoint, config: VisionConfig, directory: Path, overrides: Mapping[str, Any]) -> str:
+    """The activation of an image tower and where it came from; OpenAI's weights with another one are a warning."""
+    file = directory / OPEN_CLIP_CONFIG
+    model = read_json(file).get("model_cfg", {}) if file.is_file() else {}
+    if opened.family in ("huggingface", "huggingface_bare"):
+        place = "hidden_act of config.json"
+    elif opened.family == "openai":
+        place = "what all of OpenAI's archives have"
+    elif "quick_gelu" in model:
+        place = f"quick_gelu of {OPEN_CLIP_CONFIG}"
+    else:
+        place = f"open_clip's default, since {OPEN_CLIP_CONFIG} has no quick_gelu"
+    openai = opened.family == "openai" or "openai" in opened.name.lower() or set(opened.tensors.shapes) >= _OPENAI_SIZES
+    if openai and file.is_file() and not model.get("quick_gelu") and "hidden_act" not in overrides:
+        warnings.warn(
+            f"{file}: no quick_gelu beside weights of OpenAI, which were trained with it; {config.hidden_act} was "
+            "taken; if that is wrong, pass overrides={'hidden_act': 'quick_gelu'} (on the command line, "
+            "--hidden-act quick_gelu)",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    return _origin(config.hidden_act, place, overrides)
+
+
+def _unwrap(tensors: TensorStore, file: Path) -> None:
+    """Take off what wrappers put before every name, and give older names their present form."""
+    if prefix := wrappers.prefix_of(tensors.shapes, file):
+        tensors.rename(lambda name: name.removeprefix(prefix))
+    if wrappers.is_stripped_tower(tensors.shapes):
+        tensors.rename(lambda name: name if name in wrappers.COUNTERS else f"visual.{name}")
+    if any(name.endswith(tuple(_OLD_NORM)) for name in tensors.shapes):
+        # TensorFlow's names, which transformers reads too
+        tensors.rename(_present_name)
+
+
+def _present_name(name: str) -> str:
+    for old, new in _OLD_NORM.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _require_fields(overrides: Mapping[str, Any], config_class: type[VisionConfig] | type[TextConfig]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,13 @@ from typing import Any, Final, Literal
 
 import torch
 
+from llm_compression.convert import wrappers
 from llm_compression.errors import CheckpointError
 
 INSTALL: Final = "pip install 'llm-compression[convert]'"
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+# What every name has where the whole module was wrapped: DataParallel, torch.compile, FSDP.
+_WHOLE_PREFIXES: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 FileKind = Literal["safetensors", "pickle", "torchscript"]
 
 _SAFETENSORS_DTYPES: Final[Mapping[str, torch.dtype]] = {
@@ -61,13 +66,15 @@ class TensorStore:
             raise CheckpointError(f"{where}: tensor {name!r} is in another file of this checkpoint too")
         self.shapes[name], self.dtypes[name], self._readers[name] = tuple(shape), dtype, reader
 
-    def strip(self, prefix: str) -> None:
-        """Take a prefix off every name, where every name has it."""
-        if self.shapes and all(name.startswith(prefix) for name in self.shapes):
-            for table in (self.shapes, self.dtypes, self._readers):
-                stripped: dict[str, Any] = {name.removeprefix(prefix): value for name, value in table.items()}
-                table.clear()
-                table.update(stripped)
+    def rename(self, rule: Callable[[str], str]) -> None:
+        """Give every tensor the name that a rule makes of its own."""
+        renamed = [rule(name) for name in self.shapes]
+        if twice := sorted({name for name in renamed if renamed.count(name) > 1}):
+            raise CheckpointError(f"tensors {twice} are there under two names, expected one")
+        for table in (self.shapes, self.dtypes, self._readers):
+            values: dict[str, Any] = dict(zip(renamed, table.values(), strict=True))
+            table.clear()
+            table.update(values)
 
 
 def kind_of(path: Path) -> FileKind:
@@ -93,6 +100,8 @@ def open_tensors(files: Sequence[Path]) -> Iterator[TensorStore]:
     Raises:
         CheckpointError: A file is damaged, not a checkpoint, or needs a library that is not installed.
     """
+    for path in files:
+        refuse_pointer(path)
     kinds = {kind_of(path) for path in files}
     if len(kinds) != 1:
         raise CheckpointError(f"{files[0].parent}: shards of different kinds: {', '.join(sorted(kinds))}")
@@ -101,9 +110,44 @@ def open_tensors(files: Sequence[Path]) -> Iterator[TensorStore]:
     with ExitStack() as stack:
         for path in files:
             add(store, path, stack)
-        # what DataParallel puts before every name
-        store.strip("module.")
+        while store.shapes and (found := next((p for p in _WHOLE_PREFIXES if _all_have(store, p)), None)):
+            store.rename(lambda name, prefix=found: name.removeprefix(prefix))  # type: ignore[misc]  # bound at once
         yield store
+
+
+def _all_have(store: TensorStore, prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in store.shapes)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what git-lfs leaves in the place of a file that it has not fetched.
+
+    Raises:
+        CheckpointError: The file is such a pointer.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError:
+        return  # whoever reads the file says why it cannot
+    if start == _POINTER:
+        raise CheckpointError(
+            f"{path}: a git-lfs pointer in place of the file; fetch it with: git -C {path.parent} lfs pull --include "
+            f"{path.name}"
+        )
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        CheckpointError: It cannot be read, or git-lfs has not fetched it.
+    """
+    refuse_pointer(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as text: {error}") from error
 
 
 def sha256_of(files: Sequence[Path]) -> str:
@@ -141,6 +185,7 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _read_json(path: Path) -> Any:
+    refuse_pointer(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -176,12 +221,15 @@ def _safetensors_reader(file: Any, name: str) -> Callable[[], torch.Tensor]:
 def _add_pickle(store: TensorStore, path: Path, stack: ExitStack) -> None:  # noqa: ARG001 - one signature for all kinds
     try:
         # only the zip format of torch.save can be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(list(wrappers.SAFE_TYPES)):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # PyTorch's own text goes on to advise running the pickle's code
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise CheckpointError(
-            f"{path}: no checkpoint, or one that holds more than tensors; a pickle's code is never run. "
-            "Expected safetensors, or a state dict of tensors alone"
+            f"{path}: no checkpoint, or one that holds more than tensors{what}; a pickle's code is never run. Expected "
+            "safetensors, or a state dict of tensors alone: torch.save(model.state_dict(), ...) where it was trained"
         ) from error
     # in a damaged file the unpickler raises whatever it comes upon: IndexError, struct.error, UnicodeDecodeError, ...
     except Exception as error:
@@ -201,13 +249,12 @@ def _add_torchscript(store: TensorStore, path: Path, stack: ExitStack) -> None: 
 
 
 def _add_dictionary(store: TensorStore, content: Any, path: Path) -> None:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
-    for name, tensor in content.items():
+    for name, tensor in wrappers.state_dict_in(content, path).items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{path}: entry {name!r} is a {type(tensor).__name__}, expected a tensor")
+            raise CheckpointError(
+                f"{path}: entry {name!r} is a {type(tensor).__name__}, expected a tensor; save the state dict by "
+                "itself, or under 'state_dict'"
+            )
         store.add(name, tensor.shape, _dtype_name(tensor.dtype), _constant(tensor.detach()), path)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
-from llm_compression.convert.tensor_files import read_json, read_json_list
+from llm_compression.convert import config_keys
+from llm_compression.convert.checkpoint_config import nested_config
+from llm_compression.convert.sentence_modules import max_length, pooling
+from llm_compression.convert.tensor_files import read_json
 from llm_compression.errors import CheckpointError
 from llm_compression.inference.text_config import BERT, CLIP_TEXT, TextConfig
 
@@ -30,30 +33,22 @@ _CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
     "num_attention_heads": 8,
     "intermediate_size": 2048,
     "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}
+# BertConfig's; an activation is never guessed.
+_BERT_DEFAULTS: Final[Mapping[str, Any]] = {
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
 }
 _CLIP_END_TOKEN: Final = 49407
 # What OpenAI's export says instead of the end token; transformers then pools at the largest id.
 _OLD_EXPORT_EOS: Final = 2
-# Settings that lead to another architecture, and the values that do not.
-_BERT_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
-_MODULES: Final = ("Transformer", "Pooling", "Normalize")
-_POOLING_KEYS: Final[Mapping[str, str]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-# What tokenizers that know no limit write.
-_NO_LIMIT: Final = 10**6
-
-
-def transformer_directory(directory: Path) -> Path:
-    """Where a sentence-transformers directory has its transformer; any other directory is its own.
-
-    Raises:
-        CheckpointError: ``modules.json`` names a module that is not supported.
-    """
-    modules = _modules(directory)
-    return directory / modules["Transformer"] if modules else directory
 
 
 def bert_from_huggingface(root: Path, directory: Path, overrides: Mapping[str, Any]) -> TextConfig:
@@ -74,15 +69,20 @@ def bert_from_huggingface(root: Path, directory: Path, overrides: Mapping[str, A
     values = read_json(file)
     if values.get("model_type") != "bert":
         raise CheckpointError(f"{file}: model_type: {values.get('model_type')!r}, expected 'bert'")
-    for key, supported in _BERT_SUPPORTED.items():
-        if values.get(key, supported[0]) not in supported:
-            raise CheckpointError(f"{file}: {key}: {values[key]!r}, expected {supported[0]!r}")
     keys = {**_KEYS, "type_vocab_size": "type_vocab_size"}
-    found: dict[str, Any] = {field: values[key] for field, key in keys.items() if key in values}
-    found |= {"pooling": _pooling(root), "max_length": _max_length(directory, values), **overrides}
-    missing = [key for field, key in keys.items() if field not in found]
-    if missing:
-        raise CheckpointError(f"{file}: no {', '.join(missing)}, expected every size and the activation")
+    read = {"model_type", "architectures", *keys.values()}
+    config_keys.refuse_unknown(file, values, read, config_keys.BERT, config_keys.HUGGINGFACE_SUPPORTED)
+    stated = {**_BERT_DEFAULTS, **values}
+    positions = stated["max_position_embeddings"]
+    limit = max_length(directory, positions) if isinstance(positions, int) else positions
+    found: dict[str, Any] = {field: stated[key] for field, key in keys.items() if key in stated}
+    found |= {"pooling": pooling(root), "max_length": limit, **overrides}
+    if found.get("hidden_act") is None:
+        raise CheckpointError(
+            f"{file}: no hidden_act, expected the activation; transformers reads such a file as 'gelu'; if that is "
+            "what the model was trained with, pass overrides={'hidden_act': 'gelu'} (on the command line, "
+            "--hidden-act gelu)"
+        )
     if found["pooling"] is None:
         raise CheckpointError(
             f"{root}: nothing says how tokens are pooled (no modules.json of sentence-transformers), expected "
@@ -91,28 +91,25 @@ def bert_from_huggingface(root: Path, directory: Path, overrides: Mapping[str, A
     return TextConfig(model_type=BERT, **found)
 
 
-def clip_text_from_huggingface(file: Path, overrides: Mapping[str, Any]) -> TextConfig:
+def clip_text_from_huggingface(file: Path, overrides: Mapping[str, Any], *, in_modules: bool = False) -> TextConfig:
     """Read the text tower's part of a CLIPModel's ``config.json``.
 
     Args:
         file: The ``config.json``.
         overrides: Of these only ``hidden_act``, which holds for both towers.
+        in_modules: Whether a module Transformer of sentence-transformers holds the model, whose settings then count.
 
     Raises:
         CheckpointError: The part is missing, or leaves out what cannot be guessed.
         ConfigError: A value is invalid.
     """
     values = read_json(file)
-    text, older = values.get("text_config"), values.get("text_config_dict")
-    for key, value in (("text_config", text), ("text_config_dict", older)):
-        if value is not None and not isinstance(value, dict):
-            raise CheckpointError(f"{file}: {key}: {value!r}, expected an object")
-    if text is None and older is None:
-        raise CheckpointError(f"{file}: no text_config, expected the sizes of the text tower")
-    text, older = text or {}, older or {}
-    if older and (differing := sorted(key for key in _KEYS.values() if key in text and text[key] != older.get(key))):
-        raise CheckpointError(f"{file}: text_config and text_config_dict differ in {differing}, expected one of them")
-    text = {**_CLIP_DEFAULTS, **text, **older}
+    text = nested_config(values, file, "text", _CLIP_DEFAULTS, {"hidden_act": "hidden_act"}, overrides)
+    read = {"model_type", "eos_token_id", *_CLIP_DEFAULTS}
+    place = f"{file}: text_config"
+    config_keys.refuse_unknown(place, text, read, config_keys.CLIP, config_keys.HUGGINGFACE_SUPPORTED)
+    if text.get("model_type", CLIP_TEXT) != CLIP_TEXT:
+        raise CheckpointError(f"{place}: model_type: {text['model_type']!r}, expected {CLIP_TEXT!r}")
     if "hidden_act" in overrides:
         text["hidden_act"] = overrides["hidden_act"]
     if text.get("hidden_act") is None:
@@ -120,71 +117,35 @@ def clip_text_from_huggingface(file: Path, overrides: Mapping[str, Any]) -> Text
             f"{file}: no hidden_act in text_config, expected the activation; transformers reads such a file as "
             "'quick_gelu'; if that is what the model was trained with, pass overrides={'hidden_act': 'quick_gelu'}"
         )
-    # where the end token is the last of the vocabulary both poolings are one
-    eos = text.get("eos_token_id", _CLIP_END_TOKEN if text["vocab_size"] == _CLIP_END_TOKEN + 1 else None)
-    if eos is None:
-        raise CheckpointError(f"{file}: no eos_token_id in text_config, expected the end token, where a text is pooled")
+    text = {**_CLIP_DEFAULTS, **text}
+    eos, positions = _end_token(values, file, text), text["max_position_embeddings"]
     return TextConfig(
         model_type=CLIP_TEXT,
         **{field: text[key] for field, key in _KEYS.items()},
         pooling="argmax" if eos == _OLD_EXPORT_EOS else "eos",
         eos_token_id=None if eos == _OLD_EXPORT_EOS else eos,
-        max_length=text["max_position_embeddings"],
+        max_length=max_length(file.parent, positions, settings=in_modules) if isinstance(positions, int) else positions,
         projection_dim=values.get("projection_dim", 512),
     )
 
 
-def _modules(root: Path) -> dict[str, str]:
-    """Path by kind of each module of a sentence-transformers directory; empty for another one."""
-    file = root / "modules.json"
-    if not file.exists():
-        return {}
-    found: dict[str, str] = {}
-    for module in read_json_list(file):
-        kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
-        place = str(module.get("path", "")) if isinstance(module, dict) else ""
-        if kind not in _MODULES or kind in found:
-            raise CheckpointError(f"{file}: module {module!r}, expected one each of {', '.join(_MODULES)}")
-        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
-            raise CheckpointError(f"{file}: path {place!r}, expected one inside the directory")
-        found[kind] = place
-    if not {"Transformer", "Pooling"} <= set(found):
-        raise CheckpointError(f"{file}: modules {sorted(found)}, expected a Transformer and a Pooling")
-    return found
+def _end_token(values: Mapping[str, Any], file: Path, text: Mapping[str, Any]) -> Any:
+    """The ``eos_token_id`` of a text tower; 2 stands for the largest id of a text.
 
-
-def _pooling(root: Path) -> str | None:
-    """How a sentence-transformers directory pools; None where nothing says it."""
-    modules = _modules(root)
-    if not modules:
-        return None
-    defaults = root / "config_sentence_transformers.json"
-    if defaults.exists() and (name := read_json(defaults).get("default_prompt_name")) is not None:
-        raise CheckpointError(f"{defaults}: default_prompt_name: {name!r}, expected none: texts are taken as they are")
-    file = root / modules["Pooling"] / "config.json"
-    values = read_json(file)
-    mode = values.get("pooling_mode")
-    if mode is None:
-        modes = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
-        mode = _POOLING_KEYS.get(modes[0], modes[0]) if len(modes) == 1 else modes
-    if mode not in _POOLING_KEYS.values():
-        raise CheckpointError(f"{file}: pooling {mode!r}, expected one of {', '.join(_POOLING_KEYS.values())}")
-    return str(mode)
-
-
-def _max_length(directory: Path, values: Mapping[str, Any]) -> int:
-    """Tokens at which a text is cut, as sentence-transformers decides it."""
-    positions = values.get("max_position_embeddings", _NO_LIMIT)
-    stated, file = None, directory / "sentence_bert_config.json"
-    if file.exists():
-        sentence = read_json(file)
-        if sentence.get("do_lower_case"):
-            raise CheckpointError(f"{file}: do_lower_case: true, expected the tokenizer to do it")
-        stated = sentence.get("max_seq_length")
-    file = directory / "tokenizer_config.json"
-    if stated is None and file.exists():
-        stated = read_json(file).get("model_max_length")
-    # the limit that transformers writes where there is none is no whole number of its file format
-    if not isinstance(stated, int) or stated > _NO_LIMIT:
-        stated = positions
-    return int(min(stated, positions))
+    Its default was 2 until transformers 4.31 and is 49407 since. In OpenAI's vocabulary, where 49407 comes last, both
+    mean one token; in any other they do not.
+    """
+    older, whole = values.get("text_config_dict"), text["vocab_size"] == _CLIP_END_TOKEN + 1
+    stated = text.get("eos_token_id", _CLIP_END_TOKEN if whole else None)
+    # what transformers reads is then its default
+    lost = older is not None and "eos_token_id" not in older
+    if lost and whole and stated == _OLD_EXPORT_EOS:
+        return _CLIP_END_TOKEN
+    if stated is None:
+        raise CheckpointError(f"{file}: no eos_token_id in text_config, expected the end token, where a text is pooled")
+    if lost and stated != _CLIP_END_TOKEN:
+        raise CheckpointError(
+            f"{file}: text_config has eos_token_id {stated!r}, text_config_dict leaves it out, which transformers "
+            f"reads as {_CLIP_END_TOKEN}; take text_config_dict out of the file, or put eos_token_id into it"
+        )
+    return stated

@@ -44,6 +44,12 @@ BERT_LEFT_OUT: Final[Mapping[str, str]] = {
     "embeddings.position_ids": "position ids",
     "bert.embeddings.position_ids": "position ids",
 }
+# Heads that stand beside a BERT in a model that holds one.
+BERT_PREFIXED_LEFT_OUT: Final[Mapping[str, str]] = {
+    **BERT_LEFT_OUT,
+    "classifier.*": "classifier",
+    "qa_outputs.*": "question answering head",
+}
 CLIP_LEFT_OUT: Final[Mapping[str, str]] = {
     "text_model.embeddings.position_ids": "position ids",
     "vision_model.embeddings.position_ids": "position ids",

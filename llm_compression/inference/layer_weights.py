@@ -13,6 +13,9 @@ from llm_compression.inference.inference_core import InferenceCore, TransformerL
 from llm_compression.inference.linear import QUICK_GELU_SCALE, kept, scaled
 from llm_compression.inference.placement import Slot
 
+# A range in which no hidden unit of a trained model comes near the end.
+_FOLDS_ABOVE: Final = 1e6
+
 # What a layer needs, under the names that a weight file of CLIP's family gives it.
 CLIP_LAYER_NAMES: Final[Mapping[str, str]] = {
     "norm1": "layer_norm1",
@@ -86,7 +89,8 @@ def core_slots(
     """
     for index, layer in enumerate(core.layers):
         assert isinstance(layer, TransformerLayer)
-        if layer.pre_norm and layer.fc1.activation == "quick_gelu":
+        # float16 ends at 65504: 1.702 times a unit above 38,486 is infinite, where the unit itself is not
+        if layer.pre_norm and layer.fc1.activation == "quick_gelu" and torch.finfo(dtype).max > _FOLDS_ABOVE:
             core.layers[index] = layer = FoldedLayer.of(layer)
         yield from layer_slots(layer, f"{prefix}{index}.", names, device, dtype)
 

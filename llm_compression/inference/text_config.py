@@ -41,7 +41,8 @@ class TextConfig:
             token in vocabularies where that comes last.
         max_length: Tokens of a text, special ones included; longer ones are truncated.
         type_vocab_size: Rows of BERT's token type embedding; None for CLIP.
-        eos_token_id: The end token, for the pooling ``eos``; None otherwise.
+        eos_token_id: The end token, for the pooling ``eos``. For ``argmax`` the token that every text must have, where
+            that is not the last of the vocabulary, and None where it is. None for BERT.
         projection_dim: Width of CLIP's text projection; None without one, as in BERT.
 
     Raises:
@@ -84,7 +85,7 @@ class TextConfig:
     def _check_optional(self) -> None:
         wanted = {
             "type_vocab_size": self.is_bert,
-            "eos_token_id": self.pooling == "eos",
+            "eos_token_id": self.pooling == "eos" or (self.pooling == "argmax" and self.eos_token_id is not None),
             "projection_dim": not self.is_bert and self.projection_dim is not None,
         }
         for name, is_wanted in wanted.items():

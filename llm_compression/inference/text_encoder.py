@@ -118,7 +118,8 @@ class TextEncoder(Encoder[TextConfig]):
                 return x.float().mean(1)
             keep = (~padding)[:, :, None]
             return (x.float() * keep).sum(1) / keep.sum(1)
-        found = ids == (ids.amax(1, keepdim=True) if self.config.eos_token_id is None else self.config.eos_token_id)
+        end = self.config.eos_token_id
+        found = ids == (ids.amax(1, keepdim=True) if end is None or self.config.pooling == "argmax" else end)
         # not argmax, which promises nothing about the order of equals
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         first = places.masked_fill(~found, ids.shape[1]).amin(1)

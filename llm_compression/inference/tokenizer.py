@@ -64,7 +64,7 @@ class WordTokenizer:
 
 
 class LibraryTokenizer:
-    """A tokenizer of the library `tokenizers`, with the model's own truncation in place of the file's.
+    """A tokenizer of the library `tokenizers`, with the model's own length in place of the file's.
 
     Args:
         path: The ``tokenizer.json``.
@@ -89,7 +89,8 @@ class LibraryTokenizer:
         if found > vocab_size:
             raise ConfigError(f"{path}: {found} tokens, the model has {vocab_size}")
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        side = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._tokenizer.enable_truncation(max_length, direction=side)
         self.num_special = int(self._tokenizer.num_special_tokens_to_add(False))
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -143,6 +144,8 @@ def _word_tokenizer(path: Path, content: bytes, max_length: int, vocab_size: int
     if model.get("type") != "WordLevel" or kinds != ["Lowercase", "WhitespaceSplit", "TemplateProcessing"]:
         return None
     if model.get("unk_token") in vocabulary or not special <= set(vocabulary):
+        return None
+    if str((values.get("truncation") or {}).get("direction", "Right")).lower() != "right":
         return None
     if max(vocabulary.values(), default=0) >= vocab_size:
         raise ConfigError(f"{path}: token {max(vocabulary.values())}, the model has {vocab_size}")

@@ -66,7 +66,7 @@ class PatchEmbedding(Network):
             raise ImageError(f"pixels of {pixels.dtype}, expected floating point, as ImageProcessor makes them")
 
 
-class VisionEncoder(ImageEncoding, Encoder[VisionConfig]):
+class VisionEncoder(Encoder[VisionConfig], ImageEncoding):
     """A CLIP image tower.
 
     Args:

@@ -306,4 +306,40 @@ SABOTAGES: Final = (
         _tests("tests/unit/test_regression_worktrees.py", "-k", "main_branch"),
         "test_an_old_main_branch_never_gives_the_base_unseen",
     ),
+    Sabotage(
+        "tokenizer_config.json passed over",
+        (
+            Edit(
+                "llm_compression/convert/tokenizer_files.py",
+                'self.values["normalizer"] = wanted',
+                'self.values["normalizer"] = found',
+            ),
+        ),
+        _tests("tests/unit/test_tokenizer_files.py"),
+        "test_any_options_give_the_ids_of_transformers",
+    ),
+    Sabotage(
+        "an unknown key of a configuration passed over",
+        (
+            Edit(
+                "llm_compression/convert/config_keys.py",
+                "if key not in known and value is not None",
+                "if key not in known and value is NotImplemented",
+            ),
+        ),
+        _tests("tests/unit/test_published_configs.py", "-k", "unknown_key"),
+        "test_an_unknown_key_is_refused_by_name",
+    ),
+    Sabotage(
+        "an earlier model's tokenizer left beside a model without one",
+        (
+            Edit(
+                "llm_compression/convert/converter.py",
+                "if content is None and not (takes_texts and file.is_file()):",
+                "if content is None:",
+            ),
+        ),
+        _tests("tests/unit/test_tokenizer_files.py", "-k", "earlier_tokenizer"),
+        "test_an_earlier_tokenizer_does_not_answer_for_a_model_without_one",
+    ),
 )

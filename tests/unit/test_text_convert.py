@@ -143,7 +143,7 @@ def test_where_a_text_is_cut(
         ("config.json", {"is_decoder": True}, "is_decoder: True"),
         ("config.json", {"hidden_act": "gelu_new"}, "hidden_act: 'gelu_new'"),
         ("config.json", {"hidden_act": "absent"}, "no hidden_act"),
-        ("config.json", {"num_attention_heads": "absent", "layer_norm_eps": "absent"}, "num_attention_heads, layer_"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "unknown settings quantization_config"),
         ("config.json", {"num_attention_heads": 5}, "not a multiple of num_heads 5"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling .*mean_tokens.*cls_token"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, r"pooling \[\]"),

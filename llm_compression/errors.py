@@ -43,3 +43,7 @@ class ImageError(LlmCompressionError, ValueError):
         self.reason, self.position, self.name = reason, position, name
         where = "image" if position is None else f"image {position}"
         super().__init__(f"{where}{f' ({name})' if name else ''}: {reason}")
+
+
+class ImagePrecisionWarning(UserWarning):
+    """The gray values of an image do not fit a byte, and the reference's conversion loses their levels."""

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from llm_compression.errors import ConfigError, ImagePrecisionWarning
+from llm_compression.inference.memory import release_memory
 from llm_compression.multimodal.jpeg_segments import JpegPicture, read_jpeg
 from llm_compression.multimodal.orientation import (
     ORIENTATION,
@@ -37,6 +38,7 @@ from llm_compression.multimodal.png_chunks import DamageError, PngPicture, read_
 
 # Pixels that all threads of the process decode at a time; a larger picture is decoded alone.
 DECODING_PIXELS: Final = 1 << 26
+_TRIMMED_PIXELS: Final = 1 << 24
 _BAND_PIXELS: Final = 1 << 22
 _TRANSPARENT: Final = ("RGBA", "RGBa", "LA", "La", "PA")
 _DEFLATE: Final = (8, 32946)  # TIFF's numbers of zlib, whose streams carry a checksum
@@ -125,7 +127,9 @@ def require_formats(formats: Sequence[str] | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def decoded(source: Any, formats: Sequence[str] = FORMATS, strict: bool = False) -> Iterator[Image.Image]:
+def decoded(
+    source: Any, formats: Sequence[str] = FORMATS, strict: bool = False, *, keep: bool = False
+) -> Iterator[Image.Image]:
     """One picture out of a file or encoded bytes: whole and upright, in the mode that the file has.
 
     The picture counts against the pixels that all threads may decode at a time until the context is left.
@@ -133,7 +137,8 @@ def decoded(source: Any, formats: Sequence[str] = FORMATS, strict: bool = False)
     Args:
         source: A path, bytes, or any buffer.
         formats: Which formats may be decoded.
-        strict: Whether JPEGs are decoded again with other data behind each scan, which finds scans that end early.
+        strict: Whether a JPEG is decoded again for each scan without its last bytes, which finds scans that end late.
+        keep: Whether the picture outlives the context; its memory is given back at the end of it otherwise.
 
     Raises:
         Exception: Whatever Pillow's decoders meet; `DamageError` for what is found here.
@@ -142,27 +147,35 @@ def decoded(source: Any, formats: Sequence[str] = FORMATS, strict: bool = False)
         mode = Path(source).stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ValueError("not a regular file; read it and give its bytes")
-        with Path(source).open("rb") as file, _decoded(file, formats, strict) as image:
+        with Path(source).open("rb") as file, _decoded(file, formats, strict, keep) as image:
             yield image
     else:
-        with _decoded(io.BufferedReader(MemoryFile([source])), formats, strict) as image:
+        with _decoded(io.BufferedReader(MemoryFile([source])), formats, strict, keep) as image:
             yield image
 
 
 @contextmanager
-def _decoded(file: Any, formats: Sequence[str], strict: bool) -> Iterator[Image.Image]:
+def _decoded(file: Any, formats: Sequence[str], strict: bool, keep: bool) -> Iterator[Image.Image]:
     with whole_pictures_only():
         image, picture = _opened(file, formats)
         with image:
             check_size(image.size)
-            with _budget.of(image.width * image.height):
+            pixels = image.width * image.height
+            with _budget.of(pixels):
                 orientation = _orientation(image) if picture is None else picture.orientation
                 if image.format == "TIFF":
                     _check_deflate(image, file)
                 image.load()
-                if strict and isinstance(picture, JpegPicture):
-                    _check_scans(image, picture)
-                yield upright(image, orientation)
+                if isinstance(picture, JpegPicture) and (strict or not picture.is_single_scan):
+                    _check_scans(image, picture, strict)
+                turned = upright(image, orientation)
+                yield turned
+                if not keep:
+                    turned.close()
+                    image.close()
+                    if pixels >= _TRIMMED_PIXELS:
+                        # else each thread's heap keeps the memory of the largest picture that it has decoded
+                        release_memory()
 
 
 def _opened(file: Any, formats: Sequence[str]) -> tuple[Any, PngPicture | JpegPicture | None]:
@@ -189,7 +202,8 @@ def _opened(file: Any, formats: Sequence[str]) -> tuple[Any, PngPicture | JpegPi
             continue
         return image, None
     raise UnidentifiedImageError(
-        "; ".join(reasons) or f"starts with {prefix!r}, which is none of the formats {', '.join(formats)}"
+        "; ".join(reasons)
+        or f"starts with {prefix!r}, which is none of the accepted formats; see ImageProcessor(formats=)"
     )
 
 
@@ -233,22 +247,23 @@ def _all(value: Any) -> Sequence[int]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _check_scans(image: Image.Image, picture: JpegPicture) -> None:
-    """Refuse a JPEG with a scan that ends early or late, by what other data behind it and less of it would change."""
-    jpeg = reader("JPEG").open
-    with jpeg(io.BufferedReader(MemoryFile(picture.disturbed()))) as other:
-        other.load()
-        if ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox() is not None:
-            raise DamageError("JPEG: a scan ends early, before its last blocks")
-    shortened = picture.shortened()
-    if shortened is None:
-        return
-    with jpeg(io.BufferedReader(MemoryFile(shortened))) as other:
-        try:
-            other.load()
-        except OSError:
-            return  # as it must be: the last bytes are of the picture
-    raise DamageError("JPEG: the picture is complete before its scan ends, so the scan is damaged")
+def _check_scans(image: Image.Image, picture: JpegPicture, strict: bool) -> None:
+    """Refuse a JPEG with a scan that ends early, by what other data behind it would change; late, where strict.
+
+    A single sequential scan that ends early has been refused already, as the decoder asked for more.
+    """
+    found = image.tobytes()
+    if not picture.is_single_scan and _decode_jpeg(picture.disturbed()) != found:
+        raise DamageError("JPEG: a scan ends early, before its last blocks")
+    if strict and any(_decode_jpeg(parts) == found for parts in picture.shortened()):
+        raise DamageError("JPEG: a scan goes on after its last block")
+
+
+def _decode_jpeg(parts: Sequence[Any]) -> bytes:
+    with reader("JPEG").open(io.BufferedReader(MemoryFile(parts))) as image:
+        image.load()
+        pixels: bytes = image.tobytes()
+        return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -325,18 +340,23 @@ def gray_bits(image: Any) -> int:
     return int(value) if 8 < value <= 16 else 16
 
 
-def warn_of_lost_levels(image: Image.Image, name: str) -> None:
-    """Say so where the reference's conversion to bytes collapses wide gray values."""
+def lost_levels(image: Image.Image) -> str | None:
+    """What is lost where the reference's conversion to bytes collapses wide gray values; None where nothing is."""
     if not is_wide(image):
-        return
+        return None
     values: npt.NDArray[Any] = np.asarray(image)
     low, high = values.min(), values.max()
     whole = image.mode != "F" or bool((np.rint(values) == values).all())
     if low >= 0 and high <= 255 and whole:
-        return
-    warnings.warn(
-        f"{name}: gray values from {low:g} to {high:g} of mode {image.mode} become bytes as in the reference, those "
-        "above 255 white and fractions lost; ImageProcessor(scale_16bit=True) keeps the levels",
-        ImagePrecisionWarning,
-        stacklevel=2,
+        return None
+    return (
+        f"gray values from {low:g} to {high:g} of mode {image.mode} become bytes as in the reference, those above 255 "
+        "white and fractions lost; ImageProcessor(scale_16bit=True) keeps the levels"
     )
+
+
+def warn_of_lost_levels(image: Image.Image, name: str) -> None:
+    """Say so where the reference's conversion to bytes collapses wide gray values."""
+    lost = lost_levels(image)
+    if lost is not None:
+        warnings.warn(f"{name}: {lost}", ImagePrecisionWarning, stacklevel=2)

@@ -64,8 +64,8 @@ class ImageProcessor:
             ``(H - S) % 4 == 3``.
         formats: Names of the file formats that may be decoded, as Pillow calls them; those of
             `pillow_readers.FORMATS` unless given.
-        strict: Whether a JPEG is decoded again with other data behind each scan: finds every scan that ends early or
-            late, for about three times the time.
+        strict: Whether a JPEG is decoded once more for each of its scans, without the scan's last bytes: finds a scan
+            that was overwritten and goes on after its last block.
         scale_16bit: Whether gray values wider than a byte are scaled to one (integers from their full range, floats
             from 0..1) in place of the reference's conversion, which cuts them off at 255 and warns.
 
@@ -102,8 +102,18 @@ class ImageProcessor:
                 raise ConfigError(f"{name}: {channel!r}, expected three finite numbers (std: positive)")
         if crop_offset not in CROP_OFFSETS:
             raise ConfigError(f"crop_offset: {crop_offset!r}, expected one of {', '.join(CROP_OFFSETS)}")
-        self.formats, self.strict, self.scale_16bit = require_formats(formats), strict, scale_16bit
+        self._formats = require_formats(formats)
+        self.strict, self.scale_16bit = strict, scale_16bit
         self._table = _value_table(self.mean, self.std)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The file formats that may be decoded, in the order in which they are tried."""
+        return self._formats
+
+    @formats.setter
+    def formats(self, names: Sequence[str] | None) -> None:
+        self._formats = require_formats(names)
 
     def to_dict(self) -> dict[str, Any]:
         """The constants as a JSON-ready dictionary; `from_dict` reads it back."""
@@ -275,12 +285,17 @@ def read_image(
     Raises:
         ImageError: It cannot be read.
     """
-    with _image_errors(source, position), _picture(source, position, require_formats(formats), strict) as image:
+    with (
+        _image_errors(source, position),
+        _picture(source, position, require_formats(formats), strict, keep=True) as image,
+    ):
         return image
 
 
 @contextmanager
-def _picture(source: Any, position: int, formats: Sequence[str], strict: bool) -> Iterator[Image.Image]:
+def _picture(
+    source: Any, position: int, formats: Sequence[str], strict: bool, *, keep: bool = False
+) -> Iterator[Image.Image]:
     if isinstance(source, np.ndarray):
         yield _from_array(source, position)
     elif isinstance(source, Image.Image):
@@ -288,7 +303,7 @@ def _picture(source: Any, position: int, formats: Sequence[str], strict: bool) -
             source.load()
         yield source
     elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | pa.Buffer):
-        with decoded(source, formats, strict) as image:
+        with decoded(source, formats, strict, keep=keep) as image:
             yield image
     else:
         raise ImageError(

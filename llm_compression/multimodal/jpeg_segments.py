@@ -23,7 +23,9 @@ _FRAMES: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9,
 _ALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 # More than the decoder reads ahead, of bits that are no Huffman code: a scan that is whole does not need them.
 _AHEAD: Final = b"\xff\x00" * 8
-_ZEROS: Final = bytes(64)
+_ZEROS: Final = re.compile(rb"\x00{64}")
+_SHORTER: Final = 48
+_RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])", re.DOTALL)
 
 
 @dataclass
@@ -64,14 +66,13 @@ class JpegPicture:
                 parts.append(noise)
         return [*parts, b"\xff\xd9"]
 
-    def shortened(self) -> list[bytes | memoryview] | None:
-        """A single sequential scan without its last bytes, which a decoder cannot do without if the scan is sound."""
-        if not self.is_single_scan or len(self.parts[self.scans[0]]) < 256:
-            return None
-        parts = list(self.parts)
-        scan = bytes(parts[self.scans[0]]).rstrip(b"\xff")
-        parts[self.scans[0]] = scan[: len(scan) - 64].rstrip(b"\xff")
-        return [*parts[: self.scans[0] + 1]]
+    def shortened(self) -> Iterator[list[bytes | memoryview]]:
+        """The picture once for each scan, that scan without its last bytes: another picture where the scan is sound."""
+        for index in self.scans:
+            scan = bytes(self.parts[index]).rstrip(b"\xff")
+            if len(scan) >= 256:
+                shorter = scan[:-_SHORTER].rstrip(b"\xff")
+                yield [*self.parts[:index], shorter, *self.parts[index + 1 :], b"\xff\xd9"]
 
 
 def read_jpeg(data: memoryview) -> JpegPicture:
@@ -83,6 +84,7 @@ def read_jpeg(data: memoryview) -> JpegPicture:
     found, exif, xmp = JpegPicture(), b"", None
     coverage: _Coverage | None = None
     codes: dict[int, int] = {}
+    interval = 0
     position, ended = 2, False
     while match := _MARKER.search(data, position):
         marker, start = match[1][0], match.end()
@@ -101,16 +103,18 @@ def read_jpeg(data: memoryview) -> JpegPicture:
             continue  # metadata with a wrong length: on to the next marker
         body, position = data[start + 2 : end], end
         whole = data[start - 2 : end]
-        if marker == 0xE1 and body[: len(_EXIF)] == _EXIF:
+        if marker == 0xE1 and bytes(body[: len(_EXIF)]) == _EXIF:
             exif += bytes(body[len(_EXIF) :] if exif else body)
-        elif marker == 0xE1 and body[: len(_XMP)] == _XMP:
+        elif marker == 0xE1 and bytes(body[: len(_XMP)]) == _XMP:
             xmp = xmp_orientation(body)
-        elif (marker == 0xE0 and len(body) >= 14 and body[:5] == b"JFIF\x00") or (
-            marker == 0xEE and len(body) >= 12 and body[:5] == b"Adobe"
+        elif (marker == 0xE0 and len(body) >= 14 and bytes(body[:5]) == b"JFIF\x00") or (
+            marker == 0xEE and len(body) >= 12 and bytes(body[:5]) == b"Adobe"
         ):
             found.parts.append(whole)  # both say what the colours are
         elif marker in _TABLES:
             found.parts.append(whole)
+            if marker == 0xDD and len(body) >= 2:
+                interval = struct.unpack_from(">H", body)[0]
             if marker == 0xC4:
                 codes.update(_first_codes(body))
         elif marker in _FRAMES:
@@ -124,6 +128,10 @@ def read_jpeg(data: memoryview) -> JpegPicture:
             found.scans.append(len(found.parts) - 1)
             if coverage is not None:
                 coverage.add(bytes(body))
+                if interval:
+                    whole_frame = found.frame in (0xC0, 0xC1)
+                    blocks = coverage.blocks(body[0]) if whole_frame else None
+                    _check_restarts(data, end, position, blocks, interval)
             if found.frame in (0xC0, 0xC1):
                 _refuse_zeros(data, end, position, bytes(body), codes)
     if not found.scans:
@@ -141,7 +149,11 @@ class _Coverage:
     """Which coefficients of which components the scans have brought, and to which bit."""
 
     def __init__(self, frame: bytes) -> None:
+        if len(frame) < 9:
+            raise DamageError(f"JPEG: a frame header of {len(frame)} bytes, expected 9 or more")
         self._components = [frame[i] for i in range(6, len(frame) - 2, 3)]
+        self._sampling = [(frame[i + 1] >> 4, frame[i + 1] & 15) for i in range(6, len(frame) - 2, 3)]
+        self._height, self._width = struct.unpack_from(">HH", frame, 1)
         self._bits: dict[tuple[int, int], int] = {}
 
     def add(self, scan: bytes) -> None:
@@ -153,6 +165,13 @@ class _Coverage:
         for component in (scan[1 + 2 * i] for i in range(count)):
             for coefficient in range(first, min(last, 63) + 1):
                 self._bits[component, coefficient] = bits & 15
+
+    def blocks(self, components: int) -> int | None:
+        """Units between restarts in a scan of all components; None where a scan is of some of them."""
+        if components != len(self._components):
+            return None
+        across, down = (1, 1) if components == 1 else (max(s[axis] for s in self._sampling) for axis in (0, 1))
+        return -(-self._width // (8 * across)) * -(-self._height // (8 * down)) if across and down else None
 
     def lacks(self, progressive: bool) -> str:
         """What no scan has brought; empty where nothing is missing."""
@@ -179,11 +198,22 @@ def _first_codes(body: memoryview) -> Iterator[tuple[int, int]]:
 def _refuse_zeros(data: memoryview, start: int, stop: int, scan: bytes, codes: dict[int, int]) -> None:
     """Refuse a scan with a run of zeros that would be blocks of nothing but the same small coefficient.
 
-    Where a table's code of zeros ends a block or skips coefficients, such a run is a plain area and may be sound.
+    Where every table's code of zeros ends a block or skips coefficients, such a run is a plain area and may be sound.
     """
     tables = {0x10 | (scan[2 + 2 * i] & 15) for i in range(scan[0])}
-    if any(codes.get(table, 0) & 15 == 0 for table in tables):
+    if all(codes.get(table, 0) & 15 == 0 for table in tables):
         return
-    found = re.compile(re.escape(_ZEROS)).search(data, start, stop)
+    found = _ZEROS.search(data, start, stop)
     if found:
-        raise DamageError(f"JPEG: {len(_ZEROS)} zeros in the scan at byte {found.start()}, which no picture has")
+        raise DamageError(f"JPEG: {len(found[0])} zeros in the scan at byte {found.start()}, which no picture has")
+
+
+def _check_restarts(data: memoryview, start: int, stop: int, blocks: int | None, interval: int) -> None:
+    """Refuse a scan whose restart markers are not 0 to 7 in turn, or not as many as its blocks need."""
+    found = [match[1][0] - 0xD0 for match in _RESTART.finditer(data, start, stop)]
+    lost = next((index for index, number in enumerate(found) if number != index % 8), None)
+    if lost is not None:
+        raise DamageError(f"JPEG: restart marker {found[lost]} of a scan stands where {lost % 8} is expected")
+    expected = None if blocks is None else max(0, -(-blocks // interval) - 1)
+    if expected is not None and len(found) != expected:
+        raise DamageError(f"JPEG: {len(found)} restart markers in a scan, expected {expected}")

@@ -82,4 +82,5 @@ def _filtered(
         if weight.any():
             source = np.minimum(first - offset + tap, len(array) - 1)  # past the end the weight is zero
             total += array[source].astype(np.int32) * weight[:, None, None]
-    return np.clip(total >> _PRECISION_BITS, 0, 255).astype(np.uint8)
+    out: npt.NDArray[np.uint8] = np.clip(total >> _PRECISION_BITS, 0, 255).astype(np.uint8)
+    return out

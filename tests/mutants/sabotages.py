@@ -56,6 +56,8 @@ def _spec_after(*selection: str) -> tuple[Command, ...]:
 _CORE: Final = _tests("tests/unit/test_inference_core.py", "tests/property/test_properties_core.py")
 _IMAGES: Final = _tests("tests/property/test_properties_images.py")
 
+_DECODING: Final = _tests("tests/unit/test_decoding.py")
+
 SABOTAGES: Final = (
     Sabotage(
         "exact GELU for quick_gelu",
@@ -208,5 +210,30 @@ SABOTAGES: Final = (
         ),
         _spec_after(),
         r"task 1\.4 is ticked, but not proven",
+    ),
+    Sabotage(
+        "metadata that cost a picture",
+        (
+            Edit(
+                f"{MULTIMODAL}/png_chunks.py",
+                "if kind in _ANCILLARY:\n        return True",
+                "if False:\n        return True",
+            ),
+        ),
+        _DECODING,
+        "test_damage_of_ancillary_chunks",
+    ),
+    Sabotage(
+        "Pillow's own switch for truncated images",
+        (
+            Edit(f"{MULTIMODAL}/pillow_readers.py", '"LOAD_TRUNCATED_IMAGES" in code.co_names and', "False and"),
+            Edit(
+                f"{MULTIMODAL}/pillow_readers.py",
+                "with nullcontext() if ISOLATED else switch_held_off():",
+                "with nullcontext():",
+            ),
+        ),
+        _DECODING,
+        "test_switches_of_other_libraries",
     ),
 )

@@ -213,13 +213,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "metadata that cost a picture",
-        (
-            Edit(
-                f"{MULTIMODAL}/png_chunks.py",
-                "if kind in _ANCILLARY:\n        return True",
-                "if False:\n        return True",
-            ),
-        ),
+        (Edit(f"{MULTIMODAL}/png_chunks.py", "if kind in _ESSENTIAL or not _may_be_skipped(kind):", "if True:"),),
         _DECODING,
         "test_damage_of_ancillary_chunks",
     ),

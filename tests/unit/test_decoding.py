@@ -98,7 +98,8 @@ def test_one_odd_tag_beside_the_orientation(name: str, orientation: int, kind: i
 @given(block=st.binary(max_size=80) | st.binary(max_size=60).map(lambda tail: exif(1)[:20] + tail))
 @settings(max_examples=100)
 def test_any_bytes_as_exif(block: bytes) -> None:
-    """Property 27: *For any* bytes in the place of an EXIF block, the pixels are those of the picture, turned at most."""
+    """Property 27: *For any* bytes in the place of an EXIF block, the pixels are those of the picture, turned at
+    most."""
     shape = PROCESSOR(PICTURE).shape
     data = saved("PNG")
     for file in (data[:33] + chunk(b"eXIf", block) + data[33:], jpeg_with(b"Exif\0\0" + block)):
@@ -119,8 +120,8 @@ BODIES = {"empty": b"", "short": b"\1", "zeros": bytes(40), "long text": b"key\0
     "kind", ["gAMA", "cHRM", "sRGB", "pHYs", "tEXt", "zTXt", "iTXt", "iCCP", "eXIf", "acTL", "fcTL"]
 )
 def test_damage_of_ancillary_chunks(kind: str, body: str) -> None:
-    """23.1: WHEN the metadata of a file are broken, THE ImageProcessor SHALL return the pixels that the picture has
-    without them."""
+    """23.1: WHEN the metadata of a file are broken, THE ImageProcessor SHALL return the pixels that the picture
+    has without them."""
     data, plain = saved("PNG"), PROCESSOR(PICTURE)
     whole = chunk(kind.encode(), BODIES[body])
     longer = struct.pack(">I", len(BODIES[body]) + 7) + whole[4:]
@@ -134,8 +135,8 @@ def test_damage_of_ancillary_chunks(kind: str, body: str) -> None:
     "body", [b"", b"JFIF\0", b"Adobe", b"ICC_PROFILE\0", b"Exif\0\0", b"Photoshop 3.0\x008BIM\4", b"MPF\0II*\0"]
 )
 def test_short_markers_of_a_jpeg(marker: int, body: bytes) -> None:
-    """23.1: WHEN the metadata of a file are broken, THE ImageProcessor SHALL return the pixels that the picture has
-    without them."""
+    """23.1: WHEN the metadata of a file are broken, THE ImageProcessor SHALL return the pixels that the picture
+    has without them."""
     assert torch.equal(PROCESSOR(jpeg_with(body, marker)), PROCESSOR(saved("JPEG")))
 
 
@@ -151,9 +152,9 @@ def switches() -> Iterator[None]:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("isolated", [True, False])
 def test_switches_of_other_libraries(monkeypatch: pytest.MonkeyPatch, name: str, isolated: bool) -> None:
-    """23.3: WHILE `LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS` or the filters of warnings have other values than Pillow
-    and Python set, THE ImageProcessor SHALL return the same rows and raise ImageError for the same files: also by
-    the fallback where Pillow's readers cannot be isolated."""
+    """23.3: WHILE `LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS` or the filters of warnings have other values than
+    Pillow and Python set, THE ImageProcessor SHALL return the same rows and raise ImageError for the same
+    files: also by the fallback where Pillow's readers cannot be isolated."""
     if isolated:
         assert pillow_readers.ISOLATED
     else:
@@ -176,8 +177,9 @@ def test_switches_of_other_libraries(monkeypatch: pytest.MonkeyPatch, name: str,
 @pytest.mark.usefixtures("switches")
 @pytest.mark.requirement("23.3")
 def test_no_limit_of_pixels_and_warnings_as_errors() -> None:
-    """23.3: WHILE `LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS` or the filters of warnings have other values than Pillow
-    and Python set, THE ImageProcessor SHALL return the same rows and raise ImageError for the same files."""
+    """23.3: WHILE `LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS` or the filters of warnings have other values than
+    Pillow and Python set, THE ImageProcessor SHALL return the same rows and raise ImageError for the same
+    files."""
     large = encode_image(Image.new("1", (10000, 10000)), "PNG")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -212,8 +214,8 @@ def test_defaults_of_pytorch() -> None:
 @given(seed=SEEDS, where=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=100)
 def test_one_bit_of_a_png(mode: str, seed: int, where: float) -> None:
-    """Property 28: *For any* PNG and any one of its bits, the file with that bit changed is refused or gives the same
-    pixels."""
+    """Property 28: *For any* PNG and any one of its bits, the file with that bit changed is refused or gives the
+    same pixels."""
     data = bytearray(encode_image(random_image(mode, 7, 5, seed, transparent=True), "PNG"))
     expected = PROCESSOR(bytes(data))
     bit = int(where * len(data) * 8)
@@ -250,8 +252,8 @@ def test_the_checksum_of_a_tiff() -> None:
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_scan_that_ends_early(options: dict[str, Any], mode: str) -> None:
-    """23.7: IF a JPEG has no scan, lacks one, or has a scan with Huffman codes that ends before its last blocks, THEN
-    THE ImageProcessor SHALL raise ImageError."""
+    """23.7: IF a JPEG has no scan, lacks one, or has a scan with Huffman codes that ends before its last blocks,
+    THEN THE ImageProcessor SHALL raise ImageError."""
     file = io.BytesIO()
     PICTURE.convert(mode).save(file, "JPEG", **options)
     data = file.getvalue()
@@ -283,8 +285,8 @@ def test_a_scan_that_ends_late() -> None:
     ids=["16 bits", "12 bits", "floats"],
 )
 def test_levels_that_are_lost(tmp_path: Path, values: Any) -> None:
-    """23.9: WHEN gray values do not fit a byte, THE ImageProcessor SHALL give ImagePrecisionWarning with the name of
-    the image."""
+    """23.9: WHEN gray values do not fit a byte, THE ImageProcessor SHALL give ImagePrecisionWarning with the name
+    of the image."""
     image = Image.fromarray(values.reshape(96, 96))
     image.save(tmp_path / "ramp.tif")
     with pytest.warns(ImagePrecisionWarning, match=r"image 1 \(.*ramp.tif\): gray values from 0 to"):
@@ -293,8 +295,8 @@ def test_levels_that_are_lost(tmp_path: Path, values: Any) -> None:
 
 @pytest.mark.requirement("23.10")
 def test_levels_that_are_kept() -> None:
-    """23.10: WHERE `scale_16bit` is true, THE ImageProcessor SHALL scale gray values from their full range to that of
-    a byte."""
+    """23.10: WHERE `scale_16bit` is true, THE ImageProcessor SHALL scale gray values from their full range to that
+    of a byte."""
     levels = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     wide = ImageProcessor(32, scale_16bit=True)
     expected = PROCESSOR(Image.fromarray(levels))
@@ -321,7 +323,8 @@ def test_formats_by_permission(tmp_path: Path) -> None:
 @pytest.mark.requirement("23.12")
 @pytest.mark.parametrize("mode", ["RGBa", "La", "P"])
 def test_transparency_of_every_mode(mode: str) -> None:
-    """23.12: WHERE an image has mode RGBa, La or a palette with alpha, THE ImageProcessor SHALL composite it on white."""
+    """23.12: WHERE an image has mode RGBa, La or a palette with alpha, THE ImageProcessor SHALL composite it on
+    white."""
     clear = Image.new(mode, (8, 8), 0)
     if mode == "P":
         clear.putpalette(bytes([9, 9, 9, 0]), "RGBA")
@@ -332,8 +335,8 @@ def test_transparency_of_every_mode(mode: str) -> None:
 @given(data=st.data(), width=st.integers(1, 40), height=st.integers(1, 40), seed=SEEDS)
 @settings(max_examples=100)
 def test_a_part_of_a_resize(data: st.DataObject, width: int, height: int, seed: int) -> None:
-    """Property 29: *For any* picture, size that is not smaller and box, the part made alone has the bits of that part
-    of Pillow's whole resize."""
+    """Property 29: *For any* picture, size that is not smaller and box, the part made alone has the bits of that
+    part of Pillow's whole resize."""
     image = random_image("RGB", width, height, seed)
     size = data.draw(st.tuples(st.integers(width, 90), st.integers(height, 90)))
     left, top = data.draw(st.integers(0, size[0] - 1)), data.draw(st.integers(0, size[1] - 1))
@@ -345,8 +348,8 @@ def test_a_part_of_a_resize(data: st.DataObject, width: int, height: int, seed: 
 @pytest.mark.requirement("23.13")
 @pytest.mark.parametrize("size", [(1, 3600), (4000, 1), (1, 60000)])
 def test_strips(size: tuple[int, int]) -> None:
-    """23.13: WHEN the short edge of an image becomes more pixels than are cut out, THE ImageProcessor SHALL return the
-    bits of the Reference from an intermediate that does not grow with the ratio of its edges."""
+    """23.13: WHEN the short edge of an image becomes more pixels than are cut out, THE ImageProcessor SHALL return
+    the bits of the Reference from an intermediate that does not grow with the ratio of its edges."""
     strip = random_image("RGB", *size, 1)
     found = ImageProcessor(224)(strip)
     short, long = sorted(size)
@@ -360,8 +363,8 @@ def test_strips(size: tuple[int, int]) -> None:
 
 @pytest.mark.requirement("23.14")
 def test_the_budget_of_decoding() -> None:
-    """23.14: WHILE threads decode, THE ImageProcessor SHALL admit no picture that exceeds a budget of pixels together
-    with those being decoded, except alone."""
+    """23.14: WHILE threads decode, THE ImageProcessor SHALL admit no picture that exceeds a budget of pixels
+    together with those being decoded, except alone."""
     budget, inside, most, lock = decoding._Budget(10), 0, [], threading.Lock()
 
     def work(pixels: int) -> None:
@@ -406,8 +409,8 @@ def test_the_command_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.requirement("23.16")
 def test_the_first_use_by_threads(tmp_path: Path) -> None:
-    """23.16: WHEN the first pictures of a process are read by more than one thread at once, THE ImageProcessor SHALL
-    return the rows that one thread returns."""
+    """23.16: WHEN the first pictures of a process are read by more than one thread at once, THE ImageProcessor
+    SHALL return the rows that one thread returns."""
     for name in ("WEBP", "PNG", "TIFF", "JPEG"):
         (tmp_path / name).write_bytes(saved(name))
     code = (

@@ -22,8 +22,8 @@ def resized_part(image: Image.Image, size: tuple[int, int], box: tuple[int, int,
 
     Args:
         image: An RGB picture.
-        size: Width and height of the whole after the resize, neither smaller than the picture's; to smaller ones Pillow may
-            filter rows first.
+        size: Width and height of the whole after the resize, neither smaller than the picture's; to
+            smaller ones Pillow may filter rows first.
         box: Left, top, right and bottom of the part, in pixels of the resized picture.
 
     Returns:

@@ -354,9 +354,8 @@ def test_strips(size: tuple[int, int]) -> None:
     found = ImageProcessor(224)(strip)
     short, long = sorted(size)
     # what the filter reaches of the middle, cut out where a whole number of rows stays a whole number
-    reach = strip.crop(
-        tuple(max(0, n // 2 - 12 * short) for n in size) + tuple(min(n, n // 2 + 12 * short) for n in size)
-    )
+    (left, right), (top, bottom) = ((max(0, n // 2 - 12 * short), min(n, n // 2 + 12 * short)) for n in size)
+    reach = strip.crop((left, top, right, bottom))
     assert torch.equal(found, ImageProcessor(224)(reach))
     assert long > 24 * short
 

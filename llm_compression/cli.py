@@ -1,4 +1,4 @@
-"""The `llm-compression` command: convert, inspect, encode, classify, demo."""
+"""The `llm-compression` command: convert, inspect, encode, check, classify, demo."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except (LlmCompressionError, OSError, ImportError) as error:
         print(f"llm-compression: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +109,27 @@ def _parser() -> argparse.ArgumentParser:
         "null gives them a null there and a row of NaN in an .npy (default: %(default)s)",
     )
     encode.set_defaults(run=_encode)
+
+    check = commands.add_parser(
+        "check",
+        help="find the files that are no pictures",
+        description="Decode image files as encode would; print each bad one with its reason, and exit with 1 if there "
+        "is one. Of a folder, at any depth, the files are taken whose names end as those of pictures do.",
+        epilog="example: llm-compression check photos/ cat.jpg --strict",
+    )
+    check.add_argument("paths", nargs="+", metavar="PATH", help="image file or folder")
+    check.add_argument(
+        "--formats",
+        type=_names,
+        metavar="NAMES",
+        help="formats to accept, separated by commas (default: see docs/images.md)",
+    )
+    check.add_argument(
+        "--strict",
+        action="store_true",
+        help="decode JPEGs once more for each scan, to see that none goes on after its end",
+    )
+    check.set_defaults(run=_check)
 
     classify = commands.add_parser(
         "classify",
@@ -234,6 +255,22 @@ def _encode(options: argparse.Namespace) -> None:
         _print_similarity(read, rows)
 
 
+def _check(options: argparse.Namespace) -> int:
+    from llm_compression.multimodal.image_check import check_images
+
+    count, bad, warned = 0, 0, 0
+    for found in check_images(options.paths, formats=options.formats, strict=options.strict):
+        count += 1
+        bad += found.reason is not None
+        warned += found.warning is not None
+        if found.reason is not None:
+            print(f"bad      {_text_of(found.path)}: {found.reason}")
+        elif found.warning is not None:
+            print(f"warning  {_text_of(found.path)}: {found.warning}")
+    print(f"checked {count} files: {count - bad} good, {bad} bad, {warned} with a warning")
+    return 1 if bad else 0
+
+
 def _classify(options: argparse.Namespace) -> None:
     from llm_compression.models import shapes_model
     from llm_compression.multimodal.clip_engine import CLIPEngine
@@ -303,3 +340,7 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a positive whole number")
     return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]

@@ -102,3 +102,7 @@ class ImageError(LlmCompressionError, ValueError):
     def errors(self) -> tuple[ImageError, ...]:
         """One error for each image, this one first."""
         return (self, *self._others)
+
+
+class ImagePrecisionWarning(UserWarning):
+    """The gray values of an image do not fit a byte, and the reference's conversion loses their levels."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from llm_compression import ArrowEngine, CLIPEngine, LlmCompressionError, VisionEncoder, shapes_model
 from llm_compression.inference.shares import items_of_share
@@ -126,7 +125,7 @@ def refusals(vision: str, bert: str, images: str) -> dict[str, Any]:
         torch.set_num_threads(2)
         return call()
 
-    def with_one_again() -> Tensor:
+    def with_one_again() -> Any:
         try:
             with_two(calls["encode"])
         except LlmCompressionError:

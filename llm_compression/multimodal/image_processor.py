@@ -6,8 +6,6 @@ on uint8, centre crop, ``float32(float64(x) * (1 / 255))``, then ``(x - mean) / 
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,10 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from llm_compression.errors import ConfigError, ImageError
 from llm_compression.inference.threads import available_cpus
+from llm_compression.multimodal.decoding import (
+    decoded,
+    gray_bits,
+    require_formats,
+    scaled_to_bytes,
+    to_rgb,
+    warn_of_lost_levels,
+)
 from llm_compression.multimodal.image_inputs import (
     ImageLike,
     Images,
@@ -31,10 +37,14 @@ from llm_compression.multimodal.image_inputs import (
     name_of,
     plain_image,
 )
+from llm_compression.multimodal.pillow_readers import switch_held_off
+from llm_compression.multimodal.resampling import resized_part
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 CROP_OFFSETS: Final = ("floor", "round")
+# A resize to more pixels than this, and than the picture has, makes only those that are cut out.
+_WHOLE_RESIZE_PIXELS: Final = 1 << 22
 
 
 class ImageProcessor:
@@ -55,6 +65,17 @@ class ImageProcessor:
         crop_offset: ``floor``: the crop starts at ``(H - S) // 2``, as in transformers; ``round``: at
             ``int(round((H - S) / 2))``, as in OpenAI's and torchvision's code, one pixel later when
             ``(H - S) % 4 == 3``.
+        formats: Names of the file formats that may be decoded, as Pillow calls them; those of
+            `pillow_readers.FORMATS` unless given.
+        strict: Whether a JPEG is decoded once more for each of its scans, without the scan's last bytes: finds a scan
+            that was overwritten and goes on after its last block.
+        scale_16bit: Whether gray values wider than a byte are scaled to one (integers from their full range, floats
+            from 0..1) in place of the reference's conversion, which cuts them off at 255 and warns.
+
+    Attributes:
+        formats: As given; may be set on the processor of an encoder, as may the next two.
+        strict: As given.
+        scale_16bit: As given.
 
     Raises:
         ConfigError: A value is out of range.
@@ -67,6 +88,10 @@ class ImageProcessor:
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         crop_offset: str = "floor",
+        *,
+        formats: Sequence[str] | None = None,
+        strict: bool = False,
+        scale_16bit: bool = False,
     ) -> None:
         self.image_size = image_size
         self.resize_size = image_size if resize_size is None else resize_size
@@ -80,7 +105,18 @@ class ImageProcessor:
                 raise ConfigError(f"{name}: {channel!r}, expected three finite numbers (std: positive)")
         if crop_offset not in CROP_OFFSETS:
             raise ConfigError(f"crop_offset: {crop_offset!r}, expected one of {', '.join(CROP_OFFSETS)}")
+        self._formats = require_formats(formats)
+        self.strict, self.scale_16bit = strict, scale_16bit
         self._table = _value_table(self.mean, self.std)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The file formats that may be decoded, in the order in which they are tried."""
+        return self._formats
+
+    @formats.setter
+    def formats(self, names: Sequence[str] | None) -> None:
+        self._formats = require_formats(names)
 
     def to_dict(self) -> dict[str, Any]:
         """The constants as a JSON-ready dictionary; `from_dict` reads it back."""
@@ -116,7 +152,7 @@ class ImageProcessor:
             ImageError: An image cannot be read; carries its position and name.
         """
         sources = list_images(images)
-        pixels = torch.empty(len(sources), 3, self.image_size, self.image_size)
+        pixels = _empty((len(sources), 3, self.image_size, self.image_size))
         for position, source in enumerate(sources):
             self._write(source, position, pixels[position])
         return pixels
@@ -145,11 +181,11 @@ class ImageProcessor:
         if not first:
             return
         if len(first) == 1 and not ahead:
-            batch = torch.empty(1, 3, self.image_size, self.image_size)
+            batch = _empty((1, 3, self.image_size, self.image_size))
             yield batch[_readable([lambda: self._write(first[0][1], 0, batch[0])], errors)]
             return
         shape = (len(first), 3, self.image_size, self.image_size)
-        buffers = [torch.empty(shape, pin_memory=pin_memory) for _ in range(2)]
+        buffers = [_empty(shape, pin_memory) for _ in range(2)]
         with ThreadPoolExecutor(available_cpus(), thread_name_prefix="image") as pool:
 
             def submit(chunk: Sequence[tuple[int, Any]], buffer: torch.Tensor) -> list[Callable[[], None]]:
@@ -185,10 +221,15 @@ class ImageProcessor:
 
     def _write(self, source: ImageLike, position: int, out: torch.Tensor) -> None:
         """Preprocess one image into ``out``, float32 (3, S, S)."""
-        image = read_image(source, position)
-        with _image_errors(source, position):
-            image = _to_rgb(image)
-        cropped = self._resize_and_crop(image, position, source)
+        with (
+            _image_errors(source, position),
+            _picture(source, position, self.formats, self.strict) as image,
+        ):
+            if self.scale_16bit:
+                image = scaled_to_bytes(image, gray_bits(image))
+            else:
+                warn_of_lost_levels(image, f"image {position} ({name_of(source)})")
+            cropped = self._resize_and_crop(to_rgb(image))
         values = pa.array(cropped).flatten().to_numpy(zero_copy_only=True)  # a view of Pillow's own RGBX memory
         rgbx = values.reshape(self.image_size, self.image_size, 4)
         target = out.numpy()
@@ -196,58 +237,27 @@ class ImageProcessor:
             # clip cannot change a uint8 index; without it numpy buffers the output
             np.take(self._table[channel], rgbx[:, :, channel], out=target[channel], mode="clip")
 
-    def _resize_and_crop(self, image: Image.Image, position: int, source: object) -> Image.Image:
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         short, size = self.resize_size, self.image_size
         long = int(short * max(width, height) / min(width, height))
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and short * long > 2 * limit:
-            raise ImageError(
-                f"{width} x {height} pixels: resizing the short edge to {short} would make {short * long} pixels, "
-                f"the limit is {2 * limit}",
-                position=position,
-                name=name_of(source),
-            )
         new_width, new_height = (short, long) if width <= height else (long, short)
+        left, top = self._offset(new_width), self._offset(new_height)
+        # past the edge of the picture the crop stays zero, as the reference pads
+        cropped = Image.new("RGB", (size, size))
+        if short * long > max(_WHOLE_RESIZE_PIXELS, width * height):
+            box = (max(left, 0), max(top, 0), min(left + size, new_width), min(top + size, new_height))
+            part = Image.fromarray(resized_part(image, (new_width, new_height), box))
+            cropped.paste(part, (box[0] - left, box[1] - top))
+            return cropped
         if (new_width, new_height) != image.size:
             image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-        left, top = self._offset(new_width), self._offset(new_height)
-        # a box past the edge is filled with zeros, as the reference pads
-        return image.crop((left, top, left + size, top + size))
+        cropped.paste(image, (-left, -top))
+        return cropped
 
     def _offset(self, length: int) -> int:
         spare = length - self.image_size
         return spare // 2 if self.crop_offset == "floor" else round(spare / 2)
-
-
-class _MemoryFile(io.RawIOBase):
-    """Encoded bytes as a file, read in place.
-
-    io.BytesIO would copy a memoryview whole; Pillow's TIFF reader trips over the ``fileno`` of pyarrow.BufferReader.
-    """
-
-    def __init__(self, data: bytes | bytearray | memoryview | pa.Buffer) -> None:
-        self._view = memoryview(data).cast("B")
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        chunk = self._view[self._position : self._position + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self._position += len(chunk)
-        return len(chunk)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
-        if start + offset < 0:
-            raise ValueError(f"seek to {start + offset}, before the start")
-        self._position = start + offset
-        return self._position
 
 
 def _readable(tasks: Sequence[Callable[[], None]], errors: list[ImageError] | None) -> slice | list[int]:
@@ -274,51 +284,58 @@ def without_frames(error: ImageError) -> ImageError:
     return error.with_traceback(None)
 
 
-def read_image(source: Any, position: int = 0) -> Image.Image:
+def read_image(
+    source: Any, position: int = 0, *, formats: Sequence[str] | None = None, strict: bool = False
+) -> Image.Image:
     """One image, decoded and, where it is a file or encoded bytes, turned as its EXIF orientation says.
 
     Args:
         source: A path, encoded bytes, an open file, a PIL image, a uint8 array (H, W, 3), (H, W, 4) or (H, W), or a
             mapping of ``bytes`` and ``path``.
         position: Its index in the call, for the error.
+        formats: As `ImageProcessor`.
+        strict: As `ImageProcessor`.
 
     Raises:
         ImageError: It cannot be read.
     """
+    with (
+        _image_errors(source, position),
+        _picture(source, position, require_formats(formats), strict, keep=True) as image,
+    ):
+        return image
+
+
+@contextmanager
+def _picture(
+    source: Any, position: int, formats: Sequence[str], strict: bool, *, keep: bool = False
+) -> Iterator[Image.Image]:
     plain = plain_image(source, position)
-    with _image_errors(source, position):
-        if isinstance(plain, Image.Image):
+    if isinstance(plain, Image.Image):
+        with switch_held_off():  # Pillow decodes here what the caller opened
             plain.load()
-            return plain
-        if isinstance(plain, str | os.PathLike):
-            return _decode(plain)
-        return _decode(io.BufferedReader(_MemoryFile(plain)))
-
-
-def _decode(file: Any) -> Image.Image:
-    with Image.open(file) as image:
-        return ImageOps.exif_transpose(image)  # a copy, whole before the file is closed
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if min(image.size) < 1:
-        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, expected at least 1 x 1")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
+        yield plain
+    else:
+        with decoded(plain, formats, strict, keep=keep) as image:
+            yield image
 
 
 @contextmanager
 def _image_errors(source: Any, position: int) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, ImageError):
+    # a warning that the caller has made an error is the caller's
+    except (MemoryError, ImageError, Warning):
         raise
     # Pillow's decoders raise whatever their parser meets: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         reason = f"cannot be read: {str(error) or type(error).__name__}"
         raise ImageError(reason, position=position, name=name_of(source)) from error
+
+
+def _empty(shape: tuple[int, ...], pin_memory: bool = False) -> torch.Tensor:
+    """float32 on the CPU, whatever the caller has made PyTorch's defaults."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=pin_memory)
 
 
 def _value_table(mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:

@@ -57,6 +57,8 @@ def _spec_after(*selection: str) -> tuple[Command, ...]:
 _CORE: Final = _tests("tests/unit/test_inference_core.py", "tests/property/test_properties_core.py")
 _IMAGES: Final = _tests("tests/property/test_properties_images.py")
 
+_DECODING: Final = _tests("tests/unit/test_decoding.py")
+
 SABOTAGES: Final = (
     Sabotage(
         "exact GELU for quick_gelu",
@@ -341,5 +343,24 @@ SABOTAGES: Final = (
         ),
         _tests("tests/unit/test_tokenizer_files.py", "-k", "earlier_tokenizer"),
         "test_an_earlier_tokenizer_does_not_answer_for_a_model_without_one",
+    ),
+    Sabotage(
+        "metadata that cost a picture",
+        (Edit(f"{MULTIMODAL}/png_chunks.py", "if kind in _ESSENTIAL or not _may_be_skipped(kind):", "if True:"),),
+        _DECODING,
+        "test_damage_of_ancillary_chunks",
+    ),
+    Sabotage(
+        "Pillow's own switch for truncated images",
+        (
+            Edit(f"{MULTIMODAL}/pillow_readers.py", '"LOAD_TRUNCATED_IMAGES" in code.co_names and', "False and"),
+            Edit(
+                f"{MULTIMODAL}/pillow_readers.py",
+                "with nullcontext() if ISOLATED else switch_held_off():",
+                "with nullcontext():",
+            ),
+        ),
+        _DECODING,
+        "test_switches_of_other_libraries",
     ),
 )

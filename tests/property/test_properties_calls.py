@@ -1,4 +1,4 @@
-"""Property 35: what an image is given as does not matter, and an unreadable one is named whatever holds it."""
+"""Property 34: what an image is given as does not matter, and an unreadable one is named whatever holds it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pool_rows(tiny_encoder: VisionEncoder) -> Any:
     return tiny_encoder.encode(POOL)
 
 
-@pytest.mark.property(35)
+@pytest.mark.property(34)
 @given(
     images=st.lists(st.sampled_from(POOL) | st.sampled_from(UNREADABLE), max_size=7),
     form=st.sampled_from(sorted(FORMS)),
@@ -62,7 +62,7 @@ def pool_rows(tiny_encoder: VisionEncoder) -> Any:
 def test_what_an_image_is_given_as(
     tiny_encoder: VisionEncoder, pool_rows: Any, images: list[bytes], form: str, batch_size: int
 ) -> None:
-    """Property 35: *For any* images, any form that holds them, any batch size and any of them unreadable, the rows and
+    """Property 34: *For any* images, any form that holds them, any batch size and any of them unreadable, the rows and
     positions are those of the list of encoded images, and each unreadable one is named with its position."""
     good = [position for position, image in enumerate(images) if image in POOL]
     bad = [position for position in range(len(images)) if position not in good]

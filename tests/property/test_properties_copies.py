@@ -26,11 +26,11 @@ from tests.text_models import text_configs, text_weights, token_rows
 WAYS = st.sampled_from((copy.deepcopy, copy.copy, lambda encoder: pickle.loads(pickle.dumps(encoder))))
 
 
-@pytest.mark.property(34)
+@pytest.mark.property(33)
 @pytest.mark.requirement("27.6", "27.7")
 @given(config=vision_configs(), seed=SEEDS, n=BATCH_SIZES, way=WAYS)
 def test_a_copy_of_an_image_tower(config: VisionConfig, seed: int, n: int, way: Callable[[Any], Any]) -> None:
-    """Property 34: *For any* configuration of an image tower, any pixels, and any configuration of a text encoder and
+    """Property 33: *For any* configuration of an image tower, any pixels, and any configuration of a text encoder and
     token ids, an encoder that was pickled and unpickled, or copied, gives in float32 the bits of the original."""
     with tempfile.TemporaryDirectory() as directory:
         metadata = WeightMetadata(config=config.to_dict())
@@ -41,13 +41,13 @@ def test_a_copy_of_an_image_tower(config: VisionConfig, seed: int, n: int, way: 
     assert torch.equal(torch.as_tensor(copied.encode_pixels(pixels)), torch.as_tensor(original.encode_pixels(pixels)))
 
 
-@pytest.mark.property(34)
+@pytest.mark.property(33)
 @pytest.mark.requirement("27.6", "27.7")
 @given(config=text_configs(), seed=st.integers(0, 99), way=WAYS, data=st.data())
 def test_a_copy_of_a_text_encoder(
     config: TextConfig, seed: int, way: Callable[[Any], Any], data: st.DataObject
 ) -> None:
-    """Property 34: *For any* configuration of an image tower, any pixels, and any configuration of a text encoder and
+    """Property 33: *For any* configuration of an image tower, any pixels, and any configuration of a text encoder and
     token ids, an encoder that was pickled and unpickled, or copied, gives in float32 the bits of the original."""
     rows = data.draw(token_rows(config))
     with tempfile.TemporaryDirectory() as directory:

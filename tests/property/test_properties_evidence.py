@@ -20,10 +20,10 @@ def records(run: dict[str, str]) -> tuple[Record, ...]:
     return tuple(Record(node, ("1.1",), outcome=outcome) for node, outcome in run.items())
 
 
-@pytest.mark.property(33)
+@pytest.mark.property(32)
 @given(RUNS)
 def test_a_run_takes_no_outcome_away(runs: list[dict[str, str]]) -> None:
-    """Property 33: For any runs of one tree, one after another, the evidence holds each test that any of them had,
+    """Property 32: For any runs of one tree, one after another, the evidence holds each test that any of them had,
     with its outcome in the last run that ran it."""
     expected: dict[str, str] = {}
     for run in runs:

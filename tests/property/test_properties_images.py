@@ -21,7 +21,9 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 def reference_pixels(image: Image.Image, size: int, resize: int | None = None) -> npt.NDArray[np.float32]:
     """The recipe step by step: to RGB on white, bicubic on the short edge, centre crop, scale, normalise."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no way from La to RGBA
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)

@@ -24,7 +24,7 @@ _HARNESS: Final = Path(__file__).resolve().parents[2] / "llm_compression" / "har
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Convert the seeded checkpoint with the converter of the measured revision."""
-    from llm_compression.convert import convert_checkpoint
+    from llm_compression import convert_checkpoint
 
     _assert_measured(request["worktree"])
     milliseconds, _ = _timed(lambda: convert_checkpoint(request["checkpoint"], request["out"], request["dtype"]))
@@ -79,7 +79,7 @@ def sample(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _import_encoder() -> Any:
-    from llm_compression.multimodal.vision_encoder import VisionEncoder
+    from llm_compression import VisionEncoder
 
     return VisionEncoder
 

@@ -125,7 +125,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"])
 def gates(session: nox.Session) -> None:
     """Encode real photos, measure every gate of the spec, write reports/gates.md and .json; fails on a miss."""
-    run_python(session, "-m", "llm_compression.harness.models", "b16", "b32")
+    run_python(session, "-m", "llm_compression.harness.clip.models", "b16", "b32")
     measure(session, evidence("gates"), ("--photos", "b16"))
 
 
@@ -141,7 +141,7 @@ def measure(session: nox.Session, measured: tuple[str, ...], judged: tuple[str, 
     gates = ("benchmarks/gates", "--gate-results", str(RESULTS), "--benchmark-columns=min,median,max,rounds")
     run_python(session, "-m", "pytest", *gates, *measured, *session.posargs, success_codes=range(256))
     # the status is taken from the report: nox has one status for every failed session
-    run_python(session, "-m", "llm_compression.harness.report", str(RESULTS), *judged, success_codes=(0, 1, 4))
+    run_python(session, "-m", "llm_compression.harness.clip.report", str(RESULTS), *judged, success_codes=(0, 1, 4))
     report = ROOT / "reports" / ("gates-cuda.json" if "cuda" in judged else "gates.json")
     verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"] if report.is_file() else "FAIL"
     if verdict != "PASS":
@@ -172,7 +172,7 @@ def regression(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"], default=False)
 def mutants(session: nox.Session) -> None:
     """Sabotage a copy of the project, one way at a time; fails on a sabotage that no test or gate sees."""
-    run_python(session, "-m", "llm_compression.harness.models", "b32")
+    run_python(session, "-m", "llm_compression.harness.clip.models", "b32")
     run_python(session, "-m", "tests.mutants.check", *session.posargs)
 
 
@@ -200,7 +200,7 @@ def spec(session: nox.Session) -> None:
     (EVIDENCE / "collected.json").unlink(missing_ok=True)
     # which tests there are; what they cite is checked also where none was run
     run_python(session, "-m", "pytest", "tests", "benchmarks/gates", "--collect-only", "-qqq", *evidence("collected"))
-    run_python(session, "-m", "llm_compression.harness.matrix", *session.posargs)
+    run_python(session, "-m", "llm_compression.harness.spec.matrix", *session.posargs)
 
 
 @nox.session(default=False)

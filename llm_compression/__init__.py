@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from llm_compression.errors import TextError as TextError
     from llm_compression.errors import UnavailableError as UnavailableError
     from llm_compression.errors import WeightFormatError as WeightFormatError
-    from llm_compression.inference.arrow_engine import ArrowEngine as ArrowEngine
     from llm_compression.inference.inference_core import InferenceCore as InferenceCore
-    from llm_compression.inference.text_config import TextConfig as TextConfig
-    from llm_compression.inference.text_encoder import TextEncoder as TextEncoder
-    from llm_compression.inference.text_inputs import Text as Text
     from llm_compression.inference.weight_loader import WeightLoader as WeightLoader
     from llm_compression.models import shapes_model as shapes_model
     from llm_compression.multimodal.clip_config import ClipConfig as ClipConfig
@@ -37,6 +33,10 @@ if TYPE_CHECKING:
     from llm_compression.multimodal.vision_provider import ArrowVisionProvider as ArrowVisionProvider
     from llm_compression.multimodal.vision_provider import CLIPVisionProvider as CLIPVisionProvider
     from llm_compression.multimodal.vision_provider import VisionProvider as VisionProvider
+    from llm_compression.text.arrow_engine import ArrowEngine as ArrowEngine
+    from llm_compression.text.text_config import TextConfig as TextConfig
+    from llm_compression.text.text_encoder import TextEncoder as TextEncoder
+    from llm_compression.text.text_inputs import Text as Text
 
 __version__ = "0.1.0"
 
@@ -55,11 +55,11 @@ _HOMES: Final = {
     "TextError": "llm_compression.errors",
     "UnavailableError": "llm_compression.errors",
     "WeightFormatError": "llm_compression.errors",
-    "ArrowEngine": "llm_compression.inference.arrow_engine",
+    "ArrowEngine": "llm_compression.text.arrow_engine",
     "InferenceCore": "llm_compression.inference.inference_core",
-    "TextConfig": "llm_compression.inference.text_config",
-    "TextEncoder": "llm_compression.inference.text_encoder",
-    "Text": "llm_compression.inference.text_inputs",
+    "TextConfig": "llm_compression.text.text_config",
+    "TextEncoder": "llm_compression.text.text_encoder",
+    "Text": "llm_compression.text.text_inputs",
     "WeightLoader": "llm_compression.inference.weight_loader",
     "shapes_model": "llm_compression.models",
     "ClipConfig": "llm_compression.multimodal.clip_config",

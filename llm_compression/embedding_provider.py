@@ -148,10 +148,10 @@ def get_default_provider(model_path: str | os.PathLike[str] | None = None) -> Em
     named = model_path if model_path is not None else os.environ.get(MODEL_VARIABLE)
     if not named:
         raise ConfigError(f"no model is named: expected a path, or one in the variable {MODEL_VARIABLE}")
-    from llm_compression.inference import text_config
     from llm_compression.inference.clip_file import is_clip
     from llm_compression.inference.weight_loader import WeightLoader
     from llm_compression.multimodal import vision_config
+    from llm_compression.text import text_config
 
     path = Path(named)
     config = WeightLoader(path).config or {}
@@ -161,7 +161,7 @@ def get_default_provider(model_path: str | os.PathLike[str] | None = None) -> Em
 
         return CLIPEngine(path)
     if model_type == text_config.BERT:
-        from llm_compression.inference.arrow_engine import ArrowEngine
+        from llm_compression.text.arrow_engine import ArrowEngine
 
         return ArrowEngine(path)
     if model_type == vision_config.MODEL_TYPE:

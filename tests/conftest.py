@@ -16,9 +16,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.spec import Spec, read_spec
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.spec.parser import Spec, read_spec
 from llm_compression.inference.paths import ran
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.vision_config import VisionConfig

@@ -8,12 +8,15 @@ from typing import Final
 
 import pytest
 
+from llm_compression.harness.clip import measure, models
+from llm_compression.harness.paired import machine
+
 # imported here, so that the runs inside a test do not import them anew each time
-from llm_compression.harness import confirm, machine, matrix, measure, models
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY
+from llm_compression.harness.spec import confirm, matrix
+from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY
 
 ROOT: Final = Path(__file__).parents[1]
-PLUGIN: Final = "llm_compression.harness.plugin"
+PLUGIN: Final = "llm_compression.harness.spec.plugin"
 LOADED: Final = (machine, measure, models)
 
 REQUIREMENTS: Final = """\

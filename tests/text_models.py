@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 from hypothesis import strategies as st
 
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.inference.text_config import BERT, CLIP_TEXT, TextConfig
-from llm_compression.inference.tokenizer import TOKENIZER_FILE, write_word_tokenizer
+from llm_compression.harness.clip.checkpoint_weights import make_weights
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.text.text_config import BERT, CLIP_TEXT, TextConfig
+from llm_compression.text.tokenizer import TOKENIZER_FILE, write_word_tokenizer
 
 WORDS: Final = ("red", "green", "blue", "round", "square", "large", "small", "a", "photo", "of", "the", "cat", "dog")
 VOCABULARY: Final = len(WORDS) + 2  # and the two special tokens

@@ -16,9 +16,8 @@ from typing import Any, Final, Protocol
 import pytest
 import torch
 
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.evidence import INVALID
-from llm_compression.harness.gates import (
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.clip.gates import (
     CUDA_SESSION,
     SESSIONS,
     SLOW,
@@ -26,13 +25,14 @@ from llm_compression.harness.gates import (
     sessions_lacked,
     write_results,
 )
-from llm_compression.harness.limit import model_gflop
-from llm_compression.harness.measure import CALLS, Bounds, Job, Sample, measure
-from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
-from llm_compression.harness.plugin import outcome_of, reason_of
-from llm_compression.harness.series import DisturbedError, Series, Undisturbed
-from llm_compression.harness.spec import Gate, Reference, Spec, read_specs
-from llm_compression.harness.waits import Waits
+from llm_compression.harness.clip.limit import model_gflop
+from llm_compression.harness.clip.measure import CALLS, Bounds, Job, Sample, measure
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, Model, prepare_model
+from llm_compression.harness.clip.series import DisturbedError, Series, Undisturbed
+from llm_compression.harness.paired.waits import Waits
+from llm_compression.harness.spec.evidence import INVALID
+from llm_compression.harness.spec.parser import Gate, Reference, Spec, read_specs
+from llm_compression.harness.spec.plugin import outcome_of, reason_of
 from llm_compression.inference.linear import auto_dtype
 
 # each with the name of its spec

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from llm_compression.harness.measure import measure_growth
-from llm_compression.harness.photos import photo_paths
+from llm_compression.harness.clip.measure import measure_growth
+from llm_compression.harness.clip.photos import photo_paths
 
 if TYPE_CHECKING:
     from .conftest import GateRun

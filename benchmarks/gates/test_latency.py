@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from llm_compression.harness.measure import CALLS, percentile, summarise
+from llm_compression.harness.clip.measure import CALLS, percentile, summarise
 
 if TYPE_CHECKING:
     from .conftest import GateRun

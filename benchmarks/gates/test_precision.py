@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pytest
 
-from llm_compression.harness.accuracy import cosines
-from llm_compression.harness.measure import encode_files
-from llm_compression.harness.models import WEIGHT_DTYPES
-from llm_compression.harness.photos import photo_paths, write_variants
+from llm_compression.harness.clip.accuracy import cosines
+from llm_compression.harness.clip.measure import encode_files
+from llm_compression.harness.clip.models import WEIGHT_DTYPES
+from llm_compression.harness.clip.photos import photo_paths, write_variants
 
 if TYPE_CHECKING:
     from .conftest import GateRun

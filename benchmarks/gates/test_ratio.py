@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from llm_compression.harness.series import ROUNDS
+from llm_compression.harness.clip.series import ROUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_compression.harness.measure import Sample
-    from llm_compression.harness.series import Pair, Start
+    from llm_compression.harness.clip.measure import Sample
+    from llm_compression.harness.clip.series import Pair, Start
 
     from .conftest import GateRun
 

@@ -16,15 +16,15 @@ import torch
 
 from benchmarks.peers.text import checkpoint_path, fastest_tenth, measure_latency, measure_load, reference
 from llm_compression.convert import convert_checkpoint
-from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.models import shapes_model
 from llm_compression.models.demo import answers
 from llm_compression.models.pictures import SEEN, UNSEEN, draw_pictures
 from llm_compression.multimodal.clip_engine import CLIPEngine
+from llm_compression.text.arrow_engine import ArrowEngine
 from tests.sentences import SENTENCES
 
 if TYPE_CHECKING:
-    from llm_compression.harness.spec import Gate
+    from llm_compression.harness.spec.parser import Gate
 
 PICTURES: Final = 960
 CALLS: Final = 150

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, Model, prepare_model
 
 
 def export(model: Model, say: Callable[[str], None]) -> tuple[Path, Path]:

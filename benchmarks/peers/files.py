@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from llm_compression.harness.measure import encode_files
-from llm_compression.harness.models import Model
-from llm_compression.harness.photos import photo_paths
+from llm_compression.harness.clip.measure import encode_files
+from llm_compression.harness.clip.models import Model
+from llm_compression.harness.clip.photos import photo_paths
 from llm_compression.multimodal.image_processor import ImageProcessor
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from llm_compression.harness.machine import MachineInfo
+from llm_compression.harness.paired.machine import MachineInfo
 
 # figure -> (heading, digits)
 COLUMNS: Final[Mapping[str, tuple[str, int]]] = {

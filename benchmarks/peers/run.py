@@ -17,10 +17,10 @@ from typing import Final
 from benchmarks.peers.exports import export
 from benchmarks.peers.files import measure_files
 from benchmarks.peers.report import write_report
-from llm_compression.harness.limit import Limit, measure_limit
-from llm_compression.harness.machine import machine
-from llm_compression.harness.measure import Bounds, Job, Sample, measure, summarise
-from llm_compression.harness.models import CACHE_DIRECTORY, Model, prepare_model
+from llm_compression.harness.clip.limit import Limit, measure_limit
+from llm_compression.harness.clip.measure import Bounds, Job, Sample, measure, summarise
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, Model, prepare_model
+from llm_compression.harness.paired.machine import machine
 
 # What a peer's embeddings must meet for its time to count: bfloat16 rounds every product.
 BOUNDS: Final = {"float32": Bounds(min_cosine=0.99999), "bfloat16": Bounds(min_cosine=0.99)}

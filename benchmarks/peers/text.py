@@ -22,15 +22,14 @@ from typing import Any, Final
 import torch
 
 from llm_compression.convert import convert_checkpoint
-from llm_compression.harness.spec import read_specs
-from llm_compression.inference.arrow_engine import ArrowEngine
+from llm_compression.harness.spec.parser import read_specs
+from llm_compression.text.arrow_engine import ArrowEngine
 
 SENTENCE: Final = "The committee met on Tuesday to discuss the proposal, which had been delayed twice."
 # What each system does until it can encode; `path` is bound before, `loaded` marks the end of the imports.
 LOADS: Final = {
     "here": (
-        "import torch; from llm_compression.inference.arrow_engine import ArrowEngine; "
-        "loaded = now(); ArrowEngine(path)"
+        "import torch; from llm_compression.text.arrow_engine import ArrowEngine; loaded = now(); ArrowEngine(path)"
     ),
     "transformers": (
         "import torch; from transformers import AutoModel, AutoTokenizer; loaded = now(); "

@@ -23,11 +23,11 @@ from benchmarks.regression.rounds import Side, Take, compare_rounds, keys_of, ta
 from benchmarks.regression.run import BUDGET_S, MODELS, WEIGHTS, bounds_of
 from benchmarks.regression.trend import floors_of
 from benchmarks.regression.worktrees import Revision, checked_out, find
-from llm_compression.harness import compare as compare_module
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.compare import Outcome
-from llm_compression.harness.machine import machine
-from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.paired import compare as compare_module
+from llm_compression.harness.paired.compare import Outcome
+from llm_compression.harness.paired.machine import machine
 
 RECORD: Final = "false_alarms.jsonl"
 INJECTIONS: Final = ("latency", "load", "memory_mb")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.regression.rounds import METRICS, PROGRAM, Comparison
 from benchmarks.regression.worktrees import WORKING_TREE, Revision
-from llm_compression.harness.machine import MachineInfo
+from llm_compression.harness.paired.machine import MachineInfo
 
 DIRECTORY: Final = "history"
 SCHEMA: Final = pa.schema(

@@ -7,7 +7,7 @@ from html import escape
 from statistics import median
 from typing import Final
 
-from llm_compression.harness.compare import Rounds
+from llm_compression.harness.paired.compare import Rounds
 
 COLORS: Final = {"base": "#475569", "head": "#c2410c", "control": "#94a3b8"}
 _WIDTH: Final = 640

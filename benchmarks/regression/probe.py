@@ -33,7 +33,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
 def sample(request: dict[str, Any]) -> dict[str, Any]:
     """Import, load, call: one value of every metric, and how far the answers are from the reference's."""
-    memory_module = _own("peak_memory")
+    memory_module = _own("paired/peak_memory")
     with memory_module.PeakMemory() as memory:
         import_ms, encoder_type = _timed(_import_encoder)
         _assert_measured(request["worktree"])
@@ -43,7 +43,7 @@ def sample(request: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
         import torch
 
-        accuracy = _own("accuracy")
+        accuracy = _own("clip/accuracy")
         reference = np.load(request["reference"])
         parts = []
         next_image = 0
@@ -95,7 +95,8 @@ def _assert_measured(worktree: str) -> None:
 
 def _own(name: str) -> ModuleType:
     """A module of this checkout's harness, under a name that the measured revision cannot have."""
-    spec = importlib.util.spec_from_file_location(f"probe_{name}", _HARNESS / f"{name}.py")
+    file = _HARNESS / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"probe_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

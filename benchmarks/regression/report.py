@@ -15,8 +15,8 @@ from benchmarks.regression.page import html_page, html_table, markdown_table
 from benchmarks.regression.plots import strip_plot
 from benchmarks.regression.rounds import METRICS, Comparison, Key
 from benchmarks.regression.worktrees import Revision
-from llm_compression.harness.compare import Interval, Outcome, Rounds, Verdict, overall
-from llm_compression.harness.machine import MachineInfo
+from llm_compression.harness.paired.compare import Interval, Outcome, Rounds, Verdict, overall
+from llm_compression.harness.paired.machine import MachineInfo
 
 COLUMNS: Final = ("metric", "model", "base", "head", "change", "interval", "noise band", "rounds", "verdict")
 FILES: Final = ("regression.md", "regression.html", "regression.json")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.regression.worktrees import Revision
-from llm_compression.harness import accuracy, peak_memory
-from llm_compression.harness.accuracy import Accuracy
-from llm_compression.harness.compare import LOOKS, Outcome, Rounds, Verdict, decide, not_comparable
-from llm_compression.harness.measure import Bounds, MeasurementError, percentile, run_child
-from llm_compression.harness.models import Model
-from llm_compression.harness.spec import Floor
+from llm_compression.harness.clip import accuracy
+from llm_compression.harness.clip.accuracy import Accuracy
+from llm_compression.harness.clip.measure import Bounds, MeasurementError, percentile, run_child
+from llm_compression.harness.clip.models import Model
+from llm_compression.harness.paired import peak_memory
+from llm_compression.harness.paired.compare import LOOKS, Outcome, Rounds, Verdict, decide, not_comparable
+from llm_compression.harness.spec.parser import Floor
 from llm_compression.inference.weight_format import WEIGHTS_FILE
 
 PROBE: Final = Path(__file__).with_name("probe.py")

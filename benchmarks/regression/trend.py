@@ -17,7 +17,7 @@ import ruptures
 from benchmarks.regression.history import DIRECTORY, Row, read
 from benchmarks.regression.page import html_page, markdown_table
 from benchmarks.regression.plots import sparkline, trend_plot
-from llm_compression.harness.spec import Floor, read_specs
+from llm_compression.harness.spec.parser import Floor, read_specs
 
 # a change point needs that many commits on both sides
 MIN_SIZE: Final = 2

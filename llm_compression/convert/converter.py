@@ -21,11 +21,11 @@ from llm_compression.convert.readers import Checkpoint, open_checkpoint
 from llm_compression.convert.tensor_files import sha256_of
 from llm_compression.convert.wrappers import COUNTERS
 from llm_compression.errors import CheckpointError, ConfigError, WeightFormatError
-from llm_compression.inference.tokenizer import TOKENIZER_FILE
 from llm_compression.inference.weight_format import DTYPES, WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.progress import progress as progress_bar
+from llm_compression.text.tokenizer import TOKENIZER_FILE
 
 CASTS: Final = ("float32", "bfloat16", "float16")
 CODECS: Final = ("none", "zstd", "lz4", "snappy", "gzip")

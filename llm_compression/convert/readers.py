@@ -24,11 +24,11 @@ from llm_compression.convert.text_configs import bert_from_huggingface, clip_tex
 from llm_compression.convert.tokenizer_files import TokenizerSource, check_tokenizer, read_tokenizer
 from llm_compression.convert.tokenizer_parts import Kind
 from llm_compression.errors import CheckpointError, CheckpointWarning, ConfigError
-from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.tokenizer import TOKENIZER_FILE
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.text.text_config import TextConfig
+from llm_compression.text.tokenizer import TOKENIZER_FILE
 
 OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 

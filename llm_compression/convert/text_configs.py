@@ -11,7 +11,7 @@ from llm_compression.convert.checkpoint_config import nested_config
 from llm_compression.convert.sentence_modules import max_length, pooling
 from llm_compression.convert.tensor_files import read_json
 from llm_compression.errors import CheckpointError
-from llm_compression.inference.text_config import BERT, CLIP_TEXT, TextConfig
+from llm_compression.text.text_config import BERT, CLIP_TEXT, TextConfig
 
 # Field of TextConfig and key of config.json, the same for both families.
 _KEYS: Final[Mapping[str, str]] = {

@@ -18,8 +18,8 @@ from llm_compression.convert import config_keys, tokenizer_parts
 from llm_compression.convert.tensor_files import read_json, read_text
 from llm_compression.convert.tokenizer_parts import Kind
 from llm_compression.errors import CheckpointError, ConfigError, TextError
-from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.tokenizer import TOKENIZER_FILE, load_tokenizer
+from llm_compression.text.text_config import TextConfig
+from llm_compression.text.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 _CONFIG_FILE: Final = "tokenizer_config.json"
 _MAP_FILE: Final = "special_tokens_map.json"

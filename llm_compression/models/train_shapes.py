@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from llm_compression.inference.inference_core import InferenceCore, TransformerLayer
 from llm_compression.inference.layer_weights import CLIP_LAYER_NAMES
 from llm_compression.inference.linear import PatchConv2d
-from llm_compression.inference.text_config import CLIP_TEXT, TextConfig
-from llm_compression.inference.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, write_word_tokenizer
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.models import shapes_model
 from llm_compression.models.pictures import (
@@ -42,6 +40,8 @@ from llm_compression.models.pictures import (
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.text.text_config import CLIP_TEXT, TextConfig
+from llm_compression.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, write_word_tokenizer
 
 WORDS: Final = vocabulary()
 # A pre-norm tower gives the same at any scale of its residual stream, since every norm divides it out. Written at eight

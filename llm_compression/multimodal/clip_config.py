@@ -9,8 +9,8 @@ from typing import Any
 
 from llm_compression.errors import ConfigError
 from llm_compression.inference.clip_file import LOGIT_SCALE, MODEL_TYPE, tower_config
-from llm_compression.inference.text_config import CLIP_TEXT, TextConfig
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.text.text_config import CLIP_TEXT, TextConfig
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from llm_compression.embeddings import Array, Embeddings, cosine
 from llm_compression.errors import ConfigError, ImageError, TextError
-from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.inference.clip_file import LOGIT_SCALE
-from llm_compression.inference.text_inputs import Text, Texts, list_texts
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.image_encoding import ImageEncoding, KeptRows, OnError
 from llm_compression.multimodal.image_inputs import ImageLike, Images, Refused
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.arrow_engine import ArrowEngine
+from llm_compression.text.text_inputs import Text, Texts, list_texts
 
 Query: TypeAlias = Text | ImageLike | npt.NDArray[Any] | Tensor
 

@@ -16,7 +16,7 @@ from PIL import Image
 from llm_compression.errors import ImageError
 from llm_compression.inference.arrow_views import NamedBytes, arrow_values
 from llm_compression.inference.series import series_values
-from llm_compression.inference.text_inputs import Text
+from llm_compression.text.text_inputs import Text
 
 ImageLike: TypeAlias = (
     str

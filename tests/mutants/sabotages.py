@@ -7,7 +7,7 @@ from typing import Final
 
 INFERENCE: Final = "llm_compression/inference"
 MULTIMODAL: Final = "llm_compression/multimodal"
-HARNESS: Final = "llm_compression/harness"
+HARNESS: Final = "llm_compression/harness/spec"
 SPEC: Final = ".kiro/specs/multimodal-encoder-system"
 
 
@@ -50,7 +50,7 @@ def _spec_after(*selection: str) -> tuple[Command, ...]:
     return (
         *(((*pytest, *selection, "--evidence", f"{evidence}/some.json"),) if selection else ()),
         (*pytest, "tests", "benchmarks/gates", "--collect-only", "-qq", "--evidence", f"{evidence}/collected.json"),
-        ("-m", "llm_compression.harness.matrix"),
+        ("-m", "llm_compression.harness.spec.matrix"),
     )
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from llm_compression.convert import convert_checkpoint
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS, Layout, make_checkpoint
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS, Layout, make_checkpoint
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig

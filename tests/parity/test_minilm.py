@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
 from llm_compression.convert import convert_checkpoint
-from llm_compression.inference.arrow_engine import ArrowEngine
+from llm_compression.text.arrow_engine import ArrowEngine
 from tests.conftest import AssertWithin
 from tests.sentences import SENTENCES
 

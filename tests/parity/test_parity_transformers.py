@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig

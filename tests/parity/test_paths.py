@@ -12,7 +12,7 @@ import torch
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from llm_compression.convert import convert_checkpoint
-from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
+from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
 from llm_compression.inference import shares, threads
 from llm_compression.inference.paths import FORMS, forced
 from llm_compression.inference.shares import MAX_ROWS

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llm_compression.embedding_provider import EmbeddingProvider
-from llm_compression.harness.checkpoints import make_checkpoint
+from llm_compression.harness.clip.checkpoints import make_checkpoint
 from llm_compression.multimodal.vision_provider import CLIPVisionProvider
 from tests.provider_contract import ProviderContract
 

@@ -21,8 +21,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from llm_compression.convert import convert_checkpoint
 from llm_compression.errors import CheckpointError
-from llm_compression.inference.arrow_engine import ArrowEngine
 from llm_compression.multimodal.clip_engine import CLIPEngine
+from llm_compression.text.arrow_engine import ArrowEngine
 from tests.conftest import AssertWithin
 from tests.published import TEXTS, change_json, write_clip, write_sentence_bert
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from llm_compression.convert import convert_checkpoint
-from llm_compression.inference.text_config import BERT, CLIP_TEXT, TextConfig
-from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.tokenizer import write_word_tokenizer
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.text_config import BERT, CLIP_TEXT, TextConfig
+from llm_compression.text.text_encoder import TextEncoder
+from llm_compression.text.tokenizer import write_word_tokenizer
 from tests.conftest import AssertWithin
 from tests.strategies import SEEDS, random_pixels, vision_configs
 from tests.text_models import TINY_CLIP, clip_weights, text_configs, text_weights, token_rows

@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from llm_compression.harness.gates_text import markdown_table
-from llm_compression.harness.machine import machine
+from llm_compression.harness.clip.gates_text import markdown_table
+from llm_compression.harness.paired.machine import machine
 from llm_compression.inference.processor import instruction_sets
 from tests.conftest import PATHS_RAN_VARIABLE
 from tests.processors.cells import CELLS, Cell

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.harness.compare import Outcome, Rounds, decide
+from llm_compression.harness.paired.compare import Outcome, Rounds, decide
 
 VALUES = st.floats(1e-3, 1e6)
 FLOORS = st.floats(0.1, 50)

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.text_encoder import TextEncoder
+from llm_compression.harness.clip.checkpoint_weights import make_weights
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.text_config import TextConfig
+from llm_compression.text.text_encoder import TextEncoder
 from tests.strategies import BATCH_SIZES, SEEDS, random_pixels, vision_configs
 from tests.text_models import text_configs, text_weights, token_rows
 

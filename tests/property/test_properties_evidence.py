@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.harness.evidence import NOT_RUN, OUTCOMES, Part, Record, Source, merge, read_part, write_part
+from llm_compression.harness.spec.evidence import NOT_RUN, OUTCOMES, Part, Record, Source, merge, read_part, write_part
 
 NODES = tuple(f"tests/test_a.py::test_{name}" for name in "abcde")
 # of each run: the tests that were selected, and what became of them

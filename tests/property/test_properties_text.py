@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_compression.inference.text_config import BERT, CLIP_TEXT, TextConfig
-from llm_compression.inference.text_encoder import TextEncoder
+from llm_compression.text.text_config import BERT, CLIP_TEXT, TextConfig
+from llm_compression.text.text_encoder import TextEncoder
 from tests.conftest import AssertWithin
 from tests.strategies import SEEDS
 from tests.text_models import text_configs, text_weights, token_rows, write_text_model

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_compression.errors import WeightFormatError
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.inference.weight_format import DTYPE_NAMES, DTYPES, WeightMetadata, tensor_bytes, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.vision_config import VisionConfig

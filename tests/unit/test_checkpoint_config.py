@@ -12,7 +12,7 @@ import pytest
 from llm_compression.convert.checkpoint_config import from_shapes
 from llm_compression.convert.readers import open_checkpoint
 from llm_compression.errors import CheckpointError
-from llm_compression.harness.checkpoints import VARIANTS, Layout, make_checkpoint
+from llm_compression.harness.clip.checkpoints import VARIANTS, Layout, make_checkpoint
 from llm_compression.multimodal.vision_config import VisionConfig
 
 TINY = VARIANTS["tiny"]

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from llm_compression.errors import ConfigError
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import LAYOUTS, VARIANTS, Layout, make_checkpoint
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import LAYOUTS, VARIANTS, Layout, make_checkpoint
 from llm_compression.multimodal.vision_config import VisionConfig
 
 TINY = VARIANTS["tiny"]
@@ -192,8 +192,8 @@ def test_a_wrong_argument_is_named(tmp_path: Path, arguments: dict[str, object],
 
 
 def test_the_command_writes_a_checkpoint(tmp_path: Path) -> None:
-    """``python -m llm_compression.harness.checkpoints VARIANT OUT`` writes it and says where."""
-    command = [sys.executable, "-m", "llm_compression.harness.checkpoints", "tiny", str(tmp_path / "made")]
+    """``python -m llm_compression.harness.clip.checkpoints VARIANT OUT`` writes it and says where."""
+    command = [sys.executable, "-m", "llm_compression.harness.clip.checkpoints", "tiny", str(tmp_path / "made")]
     done = subprocess.run([*command, "--layout", "hf_bin"], capture_output=True, text=True, check=True)
     assert done.stdout == f"wrote {tmp_path / 'made'}\n"
     assert (tmp_path / "made" / "pytorch_model.bin").exists()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llm_compression import VisionEncoder, __version__
 from llm_compression.cli import main
-from llm_compression.harness.checkpoints import make_checkpoint
+from llm_compression.harness.clip.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from llm_compression.errors import ConfigError, ImageError, TextError, WeightFormatError
-from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.text_inputs import Text
 from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.text_encoder import TextEncoder
+from llm_compression.text.text_inputs import Text
 from tests.text_models import TINY_BERT, TINY_CLIP, clip_weights, write_text_model
 
 

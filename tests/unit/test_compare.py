@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_compression.harness.compare import ALPHA, LOOKS, Outcome, Rounds, Verdict, decide, overall
+from llm_compression.harness.paired.compare import ALPHA, LOOKS, Outcome, Rounds, Verdict, decide, overall
 
 
 def noisy(rounds: int, change: float = 1.0, noise: float = 0.01, seed: int = 0, slow: float = 0.0) -> Rounds:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness import confirm
-from llm_compression.harness.spec import SpecError, problems, read_spec, read_specs
+from llm_compression.harness.spec import confirm
+from llm_compression.harness.spec.parser import SpecError, problems, read_spec, read_specs
 from tests.small_project import Project
 
 ROOT = Path(__file__).parents[2]

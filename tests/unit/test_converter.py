@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from llm_compression.convert import ConversionReport, convert_checkpoint
 from llm_compression.errors import CheckpointError, ConfigError
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import LAYOUTS, VARIANTS, Layout, make_checkpoint
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import LAYOUTS, VARIANTS, Layout, make_checkpoint
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig

@@ -22,12 +22,9 @@ from llm_compression.errors import (
     UnavailableError,
     WeightFormatError,
 )
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.inference.arrow_engine import ArrowEngine
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.inference.inference_core import InferenceCore
-from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.tokenizer import TOKENIZER_FILE, WordTokenizer, write_word_tokenizer
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.clip_engine import CLIPEngine
@@ -35,6 +32,9 @@ from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from llm_compression.multimodal.vision_provider import ArrowVisionProvider
+from llm_compression.text.arrow_engine import ArrowEngine
+from llm_compression.text.text_encoder import TextEncoder
+from llm_compression.text.tokenizer import TOKENIZER_FILE, WordTokenizer, write_word_tokenizer
 from tests.strategies import random_pixels
 from tests.text_models import TINY_BERT, TINY_CLIP, VOCABULARY, WORDS, text_weights, write_text_model
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_compression.harness.evidence import (
+from llm_compression.harness.spec.evidence import (
     COLLECTED,
     NOT_RUN,
     EvidenceError,
@@ -32,7 +32,7 @@ from llm_compression.harness.evidence import (
     write_joined,
     write_part,
 )
-from llm_compression.harness.git import commit_all, files, git, init
+from llm_compression.harness.spec.git import commit_all, files, git, init
 
 ROOT = Path(__file__).parents[2]
 TREE = Source("c0ffee", False, "a1")
@@ -235,7 +235,7 @@ def test_names_and_kinds_of_files(tmp_path: Path) -> None:
 FACTS = """
 import json, os, sys
 from pathlib import Path
-from llm_compression.harness.evidence import machine_facts
+from llm_compression.harness.spec.evidence import machine_facts
 print(json.dumps(machine_facts(Path(sys.argv[1]))))
 """
 
@@ -268,7 +268,7 @@ def test_a_machine_is_what_does_not_change_while_it_runs(tmp_path: Path, monkeyp
 @pytest.mark.requirement("25.3")
 def test_the_module_imports_no_encoder_and_no_library() -> None:
     """25.3: ... so that the record of a machine costs nothing, wherever pytest runs."""
-    code = "import sys, llm_compression.harness.evidence as e; e.machine_facts(e.Path()); print(*sys.modules)"
+    code = "import sys, llm_compression.harness.spec.evidence as e; e.machine_facts(e.Path()); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     own = {name for name in done.stdout.split() if name.startswith("llm_compression.")}
     parts = {f"llm_compression.harness{name}" for name in ("", ".evidence", ".git")}
@@ -283,7 +283,7 @@ def test_parts_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
     path, stop, seen = tmp_path / "tests.json", threading.Event(), list[int]()
     write_part(path, Part(TREE, {}, ()))
     code = (
-        "import sys; from pathlib import Path; from llm_compression.harness.evidence import *\n"
+        "import sys; from pathlib import Path; from llm_compression.harness.spec.evidence import *\n"
         "for n in range(20): write_part(Path(sys.argv[1]), "
         "Part(Source('c0ffee', False, 'a1'), {}, (Record(f'{sys.argv[2]}-{n}', outcome='passed'),)))"
     )

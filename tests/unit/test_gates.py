@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_compression.harness.gates import CUDA_SESSION, SESSIONS, Judgement, Status, Verdict, judge, read_results
-from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
-from llm_compression.harness.spec import read_specs
+from llm_compression.harness.clip.gates import CUDA_SESSION, SESSIONS, Judgement, Status, Verdict, judge, read_results
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.spec.parser import read_specs
 
 ROOT = Path(__file__).parents[2]
 HEAD = """# Requirements

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from llm_compression.errors import ConfigError, ImageError
-from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
+from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
 from llm_compression.multimodal.image_encoding import ON_ERROR, KeptRows
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from llm_compression.multimodal.vision_provider import ArrowVisionProvider, CLIPVisionProvider, VisionProvider

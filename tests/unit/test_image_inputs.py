@@ -18,10 +18,10 @@ from PIL import Image
 
 from llm_compression.errors import ImageError
 from llm_compression.inference.arrow_views import binary_views
-from llm_compression.inference.text_inputs import Text
 from llm_compression.multimodal.image_inputs import image_sources, list_images
 from llm_compression.multimodal.image_processor import ImageProcessor, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.text_inputs import Text
 from tests.series import PandasSeries, PolarsSeries
 from tests.strategies import encode_image, random_array, random_image
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Source
-from llm_compression.harness.matrix import headline, to_html, to_markdown, to_text
-from llm_compression.harness.proofs import Matrix, Proof, Row, State
+from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY, Source
+from llm_compression.harness.spec.matrix import headline, to_html, to_markdown, to_text
+from llm_compression.harness.spec.proofs import Matrix, Proof, Row, State
 from tests.small_project import Project
 
 ROOT = Path(__file__).parents[2]

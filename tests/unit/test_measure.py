@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llm_compression.harness.accuracy import Accuracy, compare, merge, seeded_pixels
-from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
-from llm_compression.harness.limit import measure_limit, model_gflop
-from llm_compression.harness.machine import machine
-from llm_compression.harness.measure import (
+from llm_compression.harness.clip.accuracy import Accuracy, compare, merge, seeded_pixels
+from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
+from llm_compression.harness.clip.limit import measure_limit, model_gflop
+from llm_compression.harness.clip.measure import (
     Bounds,
     Job,
     MeasurementError,
@@ -31,6 +30,7 @@ from llm_compression.harness.measure import (
     percentile,
     summarise,
 )
+from llm_compression.harness.paired.machine import machine
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from tests.conftest import AssertWithin
 from tests.strategies import random_array
@@ -109,7 +109,7 @@ def test_the_memory_of_the_parent_is_not_counted(job: Job) -> None:
 def test_memory_that_was_given_back_still_counts() -> None:
     """13.2: the peak is since the start of the process, not what is resident at the end."""
     program = (
-        "from llm_compression.harness.peak_memory import PeakMemory\n"
+        "from llm_compression.harness.paired.peak_memory import PeakMemory\n"
         "with PeakMemory() as memory:\n"
         "    bytearray(b'\\1') * 200_000_000\n"
         "    print(memory.now_mb, memory.peak_mb)\n"

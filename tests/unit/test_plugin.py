@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Record, machine_facts, read_part, source_of
-from llm_compression.harness.git import commit_all, init
+from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY, Record, machine_facts, read_part, source_of
+from llm_compression.harness.spec.git import commit_all, init
 from tests.small_project import PLUGIN, Project
 
 CASES = """\
@@ -312,7 +312,7 @@ def test_loading_it_imports_nothing_but_pytest() -> None:
     code = f"import sys, {PLUGIN}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert not loaded & {"torch", "numpy", "hypothesis", "psutil", "llm_compression.harness.evidence"}
+    assert not loaded & {"torch", "numpy", "hypothesis", "psutil", "llm_compression.harness.spec.evidence"}
     assert PLUGIN in loaded
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Record, read_part
+from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY, Record, read_part
 from tests.small_project import Project
 
 TESTS: Final = """\

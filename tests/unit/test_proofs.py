@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness.evidence import COLLECTED, NO_CUDA, Part, Record, Source
-from llm_compression.harness.proofs import Row, State, build_matrix
-from llm_compression.harness.spec import read_specs
+from llm_compression.harness.spec.evidence import COLLECTED, NO_CUDA, Part, Record, Source
+from llm_compression.harness.spec.parser import read_specs
+from llm_compression.harness.spec.proofs import Row, State, build_matrix
 from tests.small_project import Project
 
 PASS = "def test_quiet(kettle):\n    pass"
@@ -26,7 +26,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the device, whatever this one has."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("llm_compression.harness.evidence.NVIDIA_DRIVER", Path("/nonexistent"))
+    monkeypatch.setattr("llm_compression.harness.spec.evidence.NVIDIA_DRIVER", Path("/nonexistent"))
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], start: str) -> list[str]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_compression.convert.readers import Checkpoint, open_checkpoint
 from llm_compression.errors import CheckpointError
-from llm_compression.harness.checkpoints import VARIANTS, Layout, make_checkpoint
+from llm_compression.harness.clip.checkpoints import VARIANTS, Layout, make_checkpoint
 from llm_compression.multimodal.vision_config import VisionConfig
 
 TINY = VARIANTS["tiny"]

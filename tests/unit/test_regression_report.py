@@ -19,9 +19,9 @@ from benchmarks.regression.report import FILES, Run, to_html, to_json, to_markdo
 from benchmarks.regression.rounds import METRICS, Comparison, Key
 from benchmarks.regression.trend import change_points, main, sections, series_of
 from benchmarks.regression.worktrees import WORKING_TREE, Revision
-from llm_compression.harness.compare import Outcome, Rounds, decide, not_comparable
-from llm_compression.harness.machine import MachineInfo
-from llm_compression.harness.spec import Floor
+from llm_compression.harness.paired.compare import Outcome, Rounds, decide, not_comparable
+from llm_compression.harness.paired.machine import MachineInfo
+from llm_compression.harness.spec.parser import Floor
 
 INFO = MachineInfo("Processor X", 2, ("avx2",), 16000, 0.5, (), "Linux", "3.11.7", {"torch": "2.13.0"})
 BASE = Revision("main", "a" * 40, "2026-01-01T00:00:00+00:00", "Load <b>faster</b> @someone", "1" * 40)

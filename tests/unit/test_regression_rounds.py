@@ -27,10 +27,10 @@ from benchmarks.regression.rounds import (
     taker,
 )
 from benchmarks.regression.worktrees import Revision
-from llm_compression.harness.compare import LOOKS, Outcome
-from llm_compression.harness.measure import Bounds, MeasurementError
-from llm_compression.harness.models import Model, prepare_model
-from llm_compression.harness.spec import Floor, Spec
+from llm_compression.harness.clip.measure import Bounds, MeasurementError
+from llm_compression.harness.clip.models import Model, prepare_model
+from llm_compression.harness.paired.compare import LOOKS, Outcome
+from llm_compression.harness.spec.parser import Floor, Spec
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {name: Floor(name, 4, "%") for name in METRICS}

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_compression.harness import photos
-from llm_compression.harness.evidence import INVALID
-from llm_compression.harness.gates import (
+from llm_compression.harness.clip import photos
+from llm_compression.harness.clip.gates import (
     SESSIONS,
     SLOW,
     Judgement,
@@ -25,11 +24,12 @@ from llm_compression.harness.gates import (
     read_results,
     write_results,
 )
-from llm_compression.harness.gates_text import figure, headline, sections
-from llm_compression.harness.machine import MachineInfo
-from llm_compression.harness.photos import PHOTOS, Neighbour, PhotoError, neighbours, photo_paths, write_variants
-from llm_compression.harness.report import Report, main, to_json, to_markdown, to_text
-from llm_compression.harness.spec import Gate, Reference
+from llm_compression.harness.clip.gates_text import figure, headline, sections
+from llm_compression.harness.clip.photos import PHOTOS, Neighbour, PhotoError, neighbours, photo_paths, write_variants
+from llm_compression.harness.clip.report import Report, main, to_json, to_markdown, to_text
+from llm_compression.harness.paired.machine import MachineInfo
+from llm_compression.harness.spec.evidence import INVALID
+from llm_compression.harness.spec.parser import Gate, Reference
 
 NO_CUDA = SESSIONS["cuda"]
 LACKED = {"cuda": NO_CUDA}

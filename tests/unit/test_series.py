@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from llm_compression.harness.accuracy import seeded_pixels
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.limit import PROGRAM, product_rounds, reading_rounds
-from llm_compression.harness.measure import Bounds, Job, MeasurementError
-from llm_compression.harness.series import TURNS, DisturbedError, Series, Undisturbed, _pair
-from llm_compression.harness.spec import Condition
-from llm_compression.harness.turns import Live, encoder, take_turns
-from llm_compression.harness.waits import Waits
+from llm_compression.harness.clip.accuracy import seeded_pixels
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.clip.limit import PROGRAM, product_rounds, reading_rounds
+from llm_compression.harness.clip.measure import Bounds, Job, MeasurementError
+from llm_compression.harness.clip.series import TURNS, DisturbedError, Series, Undisturbed, _pair
+from llm_compression.harness.paired.turns import Live, encoder, take_turns
+from llm_compression.harness.paired.waits import Waits
+from llm_compression.harness.spec.parser import Condition
 from llm_compression.inference.weight_format import WEIGHTS_FILE
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from llm_compression.cli import main
 from llm_compression.errors import ConfigError
-from llm_compression.harness.spec import Spec
+from llm_compression.harness.spec.parser import Spec
 from llm_compression.inference.inference_core import InferenceCore, TransformerLayer
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.models import shapes_model

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness import spec as spec_module
-from llm_compression.harness.spec import Criterion, Gate, Property, SpecError, Task, problems, read_spec, read_specs
+from llm_compression.harness.spec import parser as spec_module
+from llm_compression.harness.spec.parser import (
+    Criterion,
+    Gate,
+    Property,
+    SpecError,
+    Task,
+    problems,
+    read_spec,
+    read_specs,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -394,10 +403,10 @@ def test_command_on_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_command_runs_as_a_module() -> None:
     """The module runs as a command: `--help` has an example, and a usage error exits with 2."""
-    command = [sys.executable, "-W", "error", "-m", "llm_compression.harness.spec"]
+    command = [sys.executable, "-W", "error", "-m", "llm_compression.harness.spec.parser"]
     shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "example: python -m llm_compression.harness.spec" in shown.stdout
+    assert "example: python -m llm_compression.harness.spec.parser" in shown.stdout
     assert subprocess.run([*command, "a", "b"], cwd=ROOT, capture_output=True, check=False).returncode == 2
 
 

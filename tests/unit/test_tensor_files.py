@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from llm_compression.convert.tensor_files import open_tensors, sha256_of
 from llm_compression.errors import CheckpointError
-from llm_compression.harness.checkpoints import make_checkpoint
+from llm_compression.harness.clip.checkpoints import make_checkpoint
 
 
 class Malicious:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from llm_compression.errors import ConfigError
-from llm_compression.inference.text_config import TextConfig
+from llm_compression.text.text_config import TextConfig
 from tests.text_models import TINY_BERT, TINY_CLIP, TINY_CLIP_TEXT, text_configs
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from llm_compression.convert import convert_checkpoint
 from llm_compression.errors import CheckpointError
-from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
-from llm_compression.inference.arrow_engine import ArrowEngine
-from llm_compression.inference.tokenizer import write_word_tokenizer
+from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.clip_config import ClipConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
+from llm_compression.text.arrow_engine import ArrowEngine
+from llm_compression.text.tokenizer import write_word_tokenizer
 from tests.text_models import TINY_BERT, WORDS, text_weights
 
 BERT_CONFIG: dict[str, Any] = {

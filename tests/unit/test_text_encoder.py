@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llm_compression.errors import ConfigError, LlmCompressionError, TensorError, TextError, WeightFormatError
-from llm_compression.inference.arrow_engine import ArrowEngine
-from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.tokenizer import write_word_tokenizer
+from llm_compression.text.arrow_engine import ArrowEngine
+from llm_compression.text.text_encoder import TextEncoder
+from llm_compression.text.tokenizer import write_word_tokenizer
 from tests.conftest import AssertWithin
 from tests.text_models import TINY_BERT, TINY_CLIP, TINY_CLIP_TEXT, VOCABULARY, text_weights, write_text_model
 

@@ -10,7 +10,7 @@ import pytest
 
 import llm_compression
 from llm_compression.errors import TextError
-from llm_compression.inference.text_inputs import Text, list_texts
+from llm_compression.text.text_inputs import Text, list_texts
 from tests.series import PandasSeries, PolarsSeries
 
 WORDS: Final = ["a", "b", "a"]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_compression.errors import ConfigError, TextError
-from llm_compression.inference.text_inputs import list_texts
-from llm_compression.inference.tokenizer import (
+from llm_compression.text.text_inputs import list_texts
+from llm_compression.text.tokenizer import (
     LibraryTokenizer,
     WordTokenizer,
     load_tokenizer,

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from llm_compression.convert import convert_checkpoint
 from llm_compression.convert.tokenizer_files import read_tokenizer
 from llm_compression.errors import CheckpointError, ConfigError
-from llm_compression.inference.arrow_engine import ArrowEngine
-from llm_compression.inference.tokenizer import LibraryTokenizer
+from llm_compression.text.arrow_engine import ArrowEngine
+from llm_compression.text.tokenizer import LibraryTokenizer
 from tests.published import BERT_WORDS, TEXTS, bert_tokenizer, change_json, write_clip, write_json, write_sentence_bert
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.linear import Linear, auto_dtype
 from llm_compression.inference.placement import Slot

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from llm_compression.errors import ConfigError, ImageError, LlmCompressionError, WeightFormatError
-from llm_compression.harness.checkpoint_weights import make_weights
-from llm_compression.harness.checkpoints import VARIANTS
+from llm_compression.harness.clip.checkpoint_weights import make_weights
+from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_encoder import PatchEmbedding, VisionEncoder

@@ -24,8 +24,8 @@ from llm_compression import (
     VisionProvider,
     convert_checkpoint,
 )
-from llm_compression.harness.checkpoints import make_checkpoint
-from llm_compression.harness.spec import read_specs
+from llm_compression.harness.clip.checkpoints import make_checkpoint
+from llm_compression.harness.spec.parser import read_specs
 
 LIMIT = read_specs(Path(__file__).parents[2])[0].gate("photo-float32-b16")
 

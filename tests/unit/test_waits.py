@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness import waits
-from llm_compression.harness.waits import WaitClock, Waits
+from llm_compression.harness.paired import waits
+from llm_compression.harness.paired.waits import WaitClock, Waits
 
 # so much processor time, on one processor, by so many threads that need no lock of Python's
 WORK = """
 import json, os, sys, threading, zlib
-from llm_compression.harness.waits import WaitClock
+from llm_compression.harness.paired.waits import WaitClock
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 data = bytes(1 << 20)
 def work():

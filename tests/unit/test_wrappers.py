@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llm_compression.convert import convert_checkpoint
 from llm_compression.convert.wrappers import prefix_of
 from llm_compression.errors import CheckpointError, CheckpointWarning
-from llm_compression.harness.checkpoints import make_checkpoint
+from llm_compression.harness.clip.checkpoints import make_checkpoint
 from llm_compression.inference.weight_loader import WeightLoader
 
 SEGMENTS = ("module.", "_orig_mod.", "model.", "clip_model.")

@@ -1,7 +1,7 @@
 """Measures an encoder, each sample in a fresh process, and refuses a sample whose answers are wrong.
 
 `measure` starts a process that imports a system, loads a model and encodes seeded pixels; it returns one `Sample`. The
-program of that process is `llm_compression.harness.sample`. No image is given twice in a row, and every embedding of a
+program of that process is `llm_compression.harness.clip.sample`. No image is given twice in a row, and every embedding of a
 timed call is compared with the reference's, which a process of its own computed beforehand (`make_reference`). Times
 are in milliseconds, memory in MB (10^6 bytes).
 """
@@ -19,12 +19,12 @@ from statistics import median
 from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.accuracy import Accuracy
-from llm_compression.harness.waits import Waits
+from llm_compression.harness.clip.accuracy import Accuracy
+from llm_compression.harness.paired.waits import Waits
 
 CALLS: Final = 64
 REFERENCE_ROWS: Final = 80
-_PROGRAM: Final = ("-m", "llm_compression.harness.sample")
+_PROGRAM: Final = ("-m", "llm_compression.harness.clip.sample")
 # nothing that is measured or compared with may ask a hub
 OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

@@ -2,7 +2,7 @@
 
 A criterion, a property or a row of the tables *Gates* and *Regression floors* that is not the confirmed one is listed
 by `changes`. Whoever changed it looks at its proof again and renews the hashes:
-``python -m llm_compression.harness.confirm``.
+``python -m llm_compression.harness.spec.confirm``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.spec import SPECS_DIRECTORY, Spec, SpecError, read_specs
+from llm_compression.harness.spec.parser import SPECS_DIRECTORY, Spec, SpecError, read_specs
 
 CONFIRMED_FILE: Final = "confirmed.json"
 
@@ -63,9 +63,9 @@ def changes(spec: Spec, root: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Confirm every text of every spec as it stands, and print what that changed; 1 where a spec cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.confirm",
+        prog="python -m llm_compression.harness.spec.confirm",
         description="Confirm that the proofs of each spec still prove what it says now. Look at them first.",
-        epilog="example: python -m llm_compression.harness.confirm .",
+        epilog="example: python -m llm_compression.harness.spec.confirm .",
     )
     parser.add_argument("root", nargs="?", type=Path, default=Path(), metavar="ROOT", help="the checkout (default: .)")
     root = parser.parse_args(arguments).root

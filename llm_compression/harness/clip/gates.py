@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.evidence import INVALID, NO_CUDA, NVIDIA_DRIVER
-from llm_compression.harness.spec import Gate, Reference
+from llm_compression.harness.spec.evidence import INVALID, NO_CUDA, NVIDIA_DRIVER
+from llm_compression.harness.spec.parser import Gate, Reference
 
 CUDA_SESSION: Final = "cuda"
 # session of a gate -> why it is not run where the machine is not of its kind

@@ -12,9 +12,9 @@ from textwrap import shorten
 from typing import Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.evidence import EVIDENCE_DIRECTORY, Source, read_parts, source_of, write_joined
-from llm_compression.harness.proofs import Matrix, Row, State, build_matrix
-from llm_compression.harness.spec import read_specs, summary
+from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY, Source, read_parts, source_of, write_joined
+from llm_compression.harness.spec.parser import read_specs, summary
+from llm_compression.harness.spec.proofs import Matrix, Row, State, build_matrix
 
 COLUMNS: Final = ("criterion", "state", "proof", "outcome", "value", "text")
 _STYLE: Final = """
@@ -114,10 +114,10 @@ def _html_row(row: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the specs and the matrix, and write ``reports/evidence.json``; 0 without a problem, else 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.matrix",
+        prog="python -m llm_compression.harness.spec.matrix",
         description="Join the specs of a checkout with the evidence that its sessions left in reports/evidence. "
         "Evidence of another source tree does not count. Exits 1 when something is wrong.",
-        epilog="example: python -m llm_compression.harness.matrix --strict --write",
+        epilog="example: python -m llm_compression.harness.spec.matrix --strict --write",
     )
     parser.add_argument("root", nargs="?", type=Path, default=Path(), metavar="ROOT", help="the checkout (default: .)")
     parser.add_argument("--strict", action="store_true", help="fail on what was not run, too")

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llm_compression.harness.peak_memory import PeakMemory
-from llm_compression.harness.systems import SYSTEMS
-from llm_compression.harness.waits import WaitClock
+from llm_compression.harness.clip.systems import SYSTEMS
+from llm_compression.harness.paired.peak_memory import PeakMemory
+from llm_compression.harness.paired.waits import WaitClock
 
 if TYPE_CHECKING:
-    from llm_compression.harness.accuracy import Accuracy, Array
-    from llm_compression.harness.systems import Loaded
+    from llm_compression.harness.clip.accuracy import Accuracy, Array
+    from llm_compression.harness.clip.systems import Loaded
 
 Result = TypeVar("Result")
 
@@ -48,7 +48,7 @@ class _Calls:
         """Encode the next images and compare them; milliseconds of the call alone."""
         import numpy as np
 
-        from llm_compression.harness.accuracy import compare, seeded_pixels
+        from llm_compression.harness.clip.accuracy import compare, seeded_pixels
 
         numbers = [(self._next_image + i) % len(self._reference) for i in range(images)]
         self._next_image += images
@@ -60,7 +60,7 @@ class _Calls:
     @property
     def accuracy(self) -> dict[str, Any]:
         """Of every embedding until now."""
-        from llm_compression.harness.accuracy import merge
+        from llm_compression.harness.clip.accuracy import merge
 
         return vars(merge(self._parts))
 
@@ -120,7 +120,7 @@ def write_reference(request: dict[str, Any]) -> dict[str, Any]:
     """Embed the seeded images with transformers in float32 and save the rows."""
     import numpy as np
 
-    from llm_compression.harness.accuracy import seeded_pixels
+    from llm_compression.harness.clip.accuracy import seeded_pixels
 
     model = SYSTEMS["transformers"].load(request["checkpoint"], "float32", "cpu")
     rows: list[Array] = []
@@ -193,9 +193,9 @@ def _timed(function: Callable[[], Result]) -> tuple[float, Result]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is asked and print the answer as one line of JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.sample",
-        description="Take one sample of a measurement in this process. Started by llm_compression.harness.measure.",
-        epilog='example: python -m llm_compression.harness.sample sample \'{"model": "models/clip", ...}\'',
+        prog="python -m llm_compression.harness.clip.sample",
+        description="Take one sample of a measurement in this process; llm_compression.harness.clip.measure starts it.",
+        epilog='example: python -m llm_compression.harness.clip.sample sample \'{"model": "models/clip", ...}\'',
     )
     parser.add_argument("kind", choices=tuple(_KINDS), help="what to do")
     parser.add_argument("request", type=json.loads, help="its arguments, a JSON object")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llm_compression.errors import ConfigError
-from llm_compression.harness.checkpoint_weights import (
+from llm_compression.harness.clip.checkpoint_weights import (
     CONTEXT,
     TEXT_HEADS,
     TEXT_LAYERS,
@@ -313,9 +313,9 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a checkpoint from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.checkpoints",
+        prog="python -m llm_compression.harness.clip.checkpoints",
         description="Write a seeded CLIP checkpoint in the layout of a real one.",
-        epilog="example: python -m llm_compression.harness.checkpoints b16 /tmp/b16 --layout hf --seed 0",
+        epilog="example: python -m llm_compression.harness.clip.checkpoints b16 /tmp/b16 --layout hf --seed 0",
     )
     parser.add_argument("variant", choices=tuple(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")

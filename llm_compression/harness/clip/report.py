@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.gates import Judgement, Verdict, judge, read_results, sessions_lacked
-from llm_compression.harness.gates_text import (
+from llm_compression.harness.clip.gates import Judgement, Verdict, judge, read_results, sessions_lacked
+from llm_compression.harness.clip.gates_text import (
     also_measured,
     excused_line,
     headline,
@@ -27,12 +27,12 @@ from llm_compression.harness.gates_text import (
     table_lines,
     table_markdown,
 )
-from llm_compression.harness.git import GitError, changed, head
-from llm_compression.harness.machine import MachineInfo, machine
-from llm_compression.harness.measure import encode_files
-from llm_compression.harness.models import CACHE_DIRECTORY, prepare_model
-from llm_compression.harness.photos import PHOTOS, Neighbour, neighbours, photo_paths
-from llm_compression.harness.spec import read_specs
+from llm_compression.harness.clip.measure import encode_files
+from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.clip.photos import PHOTOS, Neighbour, neighbours, photo_paths
+from llm_compression.harness.paired.machine import MachineInfo, machine
+from llm_compression.harness.spec.git import GitError, changed, head
+from llm_compression.harness.spec.parser import read_specs
 
 INVALID_STATUS: Final = 4
 # figure of a summary -> heading
@@ -202,11 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     other processes disturbed, else 1.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.report",
+        prog="python -m llm_compression.harness.clip.report",
         description="Judge what the gates' tests left against the table Gates of the specs. Exits 1 when a gate is "
         "missed, failed or was not run, unless it needs a device or a processor that is not here, and 4 when all that "
         "is missing are samples that other processes disturbed.",
-        epilog="example: python -m llm_compression.harness.report .cache/gate-results.json --photos b16",
+        epilog="example: python -m llm_compression.harness.clip.report .cache/gate-results.json --photos b16",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="what pytest --gate-results wrote")
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: .)")

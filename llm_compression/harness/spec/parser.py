@@ -481,9 +481,9 @@ def summary(spec: Spec) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print each spec's counts, gates and problems; 0 for sound specs, 1 for a problem (a usage error exits with 2)."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.spec",
+        prog="python -m llm_compression.harness.spec.parser",
         description="Check the specs of a checkout and print what they hold. Exits 1 when something is wrong with one.",
-        epilog="example: python -m llm_compression.harness.spec .",
+        epilog="example: python -m llm_compression.harness.spec.parser .",
     )
     parser.add_argument("root", nargs="?", type=Path, default=Path(), metavar="ROOT", help="the checkout (default: .)")
     try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from llm_compression.harness.evidence import Record
+    from llm_compression.harness.spec.evidence import Record
 
 EXAMPLES: Final = pytest.StashKey[int]()
 # the name of a test before pytest-xdist adds its group to it
@@ -161,7 +161,7 @@ class Recorder:
 
     def __init__(self, config: pytest.Config, path: Path, witness: Witness) -> None:
         # not imported where nothing is recorded
-        from llm_compression.harness import evidence
+        from llm_compression.harness.spec import evidence
 
         self._evidence, self._root, self._told = evidence, config.rootpath, witness.told
         self._path = config.invocation_params.dir / path

@@ -15,11 +15,11 @@ from llm_compression.embedding_provider import EmbeddingMethods, require_batch_s
 from llm_compression.embeddings import Array
 from llm_compression.errors import ConfigError, TextError
 from llm_compression.inference.clip_file import is_clip
-from llm_compression.inference.text_config import TextConfig
-from llm_compression.inference.text_encoder import TextEncoder
-from llm_compression.inference.text_inputs import Texts, list_texts
-from llm_compression.inference.tokenizer import CLEANERS, TOKENIZER_FILE, load_tokenizer
 from llm_compression.inference.weight_loader import WeightLoader
+from llm_compression.text.text_config import TextConfig
+from llm_compression.text.text_encoder import TextEncoder
+from llm_compression.text.text_inputs import Texts, list_texts
+from llm_compression.text.tokenizer import CLEANERS, TOKENIZER_FILE, load_tokenizer
 
 
 class ArrowEngine(EmbeddingMethods):

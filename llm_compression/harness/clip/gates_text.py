@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from llm_compression.harness.gates import Judgement, Status, Verdict
+from llm_compression.harness.clip.gates import Judgement, Status, Verdict
 
 COLUMNS: Final = ("gate", "criterion", "measured", "limit", "unit", "to the limit", "spread", "result")
 _CLOSE: Final = 0.2

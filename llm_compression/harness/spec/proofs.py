@@ -8,9 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from llm_compression.harness.confirm import changes
-from llm_compression.harness.evidence import COLLECTED, INVALID, NOT_RUN, Part, Record, join
-from llm_compression.harness.spec import Gate, Reference, Spec, problems
+from llm_compression.harness.spec.confirm import changes
+from llm_compression.harness.spec.evidence import COLLECTED, INVALID, NOT_RUN, Part, Record, join
+from llm_compression.harness.spec.parser import Gate, Reference, Spec, problems
 
 MINIMUM_EXAMPLES: Final = 100
 

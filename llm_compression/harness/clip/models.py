@@ -19,19 +19,19 @@ from typing import Final
 
 import llm_compression
 from llm_compression.convert import convert_checkpoint
-from llm_compression.harness.checkpoints import VARIANTS, make_checkpoint
-from llm_compression.harness.measure import make_reference
+from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
+from llm_compression.harness.clip.measure import make_reference
 from llm_compression.inference.weight_format import WEIGHTS_FILE
 
 CACHE_DIRECTORY: Final = Path(".cache", "models")
 WEIGHT_DTYPES: Final = ("float32", "bfloat16")
 _SOURCES: Final = (
-    "harness/accuracy.py",
-    "harness/checkpoint_weights.py",
-    "harness/checkpoints.py",
-    "harness/models.py",
-    "harness/sample.py",
-    "harness/systems.py",
+    "harness/clip/accuracy.py",
+    "harness/clip/checkpoint_weights.py",
+    "harness/clip/checkpoints.py",
+    "harness/clip/models.py",
+    "harness/clip/sample.py",
+    "harness/clip/systems.py",
     "convert/*.py",
     "inference/weight_format.py",
     "multimodal/image_processor.py",
@@ -122,9 +122,9 @@ def _key() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the models named on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_compression.harness.models",
+        prog="python -m llm_compression.harness.clip.models",
         description="Make seeded checkpoints, convert them, compute the reference's embeddings; keep all in a cache.",
-        epilog="example: python -m llm_compression.harness.models b16 b32",
+        epilog="example: python -m llm_compression.harness.clip.models b16 b32",
     )
     parser.add_argument("variants", nargs="+", choices=tuple(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--cache", type=Path, default=CACHE_DIRECTORY, help="default: %(default)s")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_compression.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from llm_compression.harness.accuracy import Array
+    from llm_compression.harness.clip.accuracy import Array
 
 
 # Of what is encoded from files; the default of `VisionEncoder.encode`.

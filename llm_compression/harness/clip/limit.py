@@ -1,6 +1,6 @@
 """The measured limits of this machine: a model's matrix products, and a file's bytes read, checked and copied.
 
-    python -m llm_compression.harness.limit b16 bfloat16
+    python -m llm_compression.harness.clip.limit b16 bfloat16
 
 The program that measures is `products.py`, which imports nothing of this package. Prints one line of JSON: the
 sustained GFLOP/s over the products of one pass, by the fastest way that PyTorch has, and the milliseconds that the
@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.turns import Live
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.paired.turns import Live
 from llm_compression.inference.threads import available_cpus
 from llm_compression.multimodal.vision_config import VisionConfig
 

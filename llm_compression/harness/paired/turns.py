@@ -21,7 +21,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final
 
-from llm_compression.harness.measure import OFFLINE, Job, MeasurementError
+from llm_compression.harness.clip.measure import OFFLINE, Job, MeasurementError
 
 _TIMEOUT_S: Final = 300
 # after a call OpenMP's threads spin for a moment, which the next call would share the processors with
@@ -120,7 +120,7 @@ class Live:
 def encoder(job: Job) -> Live:
     """An encoder that makes one call for each line; what it says last has its accuracy and its waits."""
     request = json.dumps(asdict(job))
-    return Live(f"{job.system} {job.dtype}", ("-m", "llm_compression.harness.sample", "turns", request))
+    return Live(f"{job.system} {job.dtype}", ("-m", "llm_compression.harness.clip.sample", "turns", request))
 
 
 def take_turns(one: Live, other: Live, turns: int, seed: int) -> list[tuple[float, float]]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Final, TypeVar
 
-from llm_compression.harness.accuracy import Accuracy
-from llm_compression.harness.checkpoints import VARIANTS
-from llm_compression.harness.limit import model_gflop, pass_gflop, product_rounds, reading_rounds
-from llm_compression.harness.measure import Bounds, Job, MeasurementError, Sample, measure
-from llm_compression.harness.models import Model
-from llm_compression.harness.spec import Condition
-from llm_compression.harness.turns import Live, encoder, take_turns
-from llm_compression.harness.waits import Waits
+from llm_compression.harness.clip.accuracy import Accuracy
+from llm_compression.harness.clip.checkpoints import VARIANTS
+from llm_compression.harness.clip.limit import model_gflop, pass_gflop, product_rounds, reading_rounds
+from llm_compression.harness.clip.measure import Bounds, Job, MeasurementError, Sample, measure
+from llm_compression.harness.clip.models import Model
+from llm_compression.harness.paired.turns import Live, encoder, take_turns
+from llm_compression.harness.paired.waits import Waits
+from llm_compression.harness.spec.parser import Condition
 
 T = TypeVar("T")
 Say = Callable[[str], None]

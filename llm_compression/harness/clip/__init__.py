@@ -1,0 +1,1 @@
+"""What of this project is measured: checkpoints, models, systems, limits, gates."""

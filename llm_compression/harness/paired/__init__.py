@@ -1,0 +1,1 @@
+"""Two revisions to a verdict: child processes, statistics, worktrees, history and report; knows no encoder."""

@@ -1,0 +1,1 @@
+"""Texts: tokenizer, encoder and engine, over the core of `inference`."""

@@ -30,6 +30,8 @@ PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
 CONSTRAINTS: Final = ("-c", str(ROOT / "constraints.txt"))
 CPU_BUILDS: Final = "https://download.pytorch.org/whl/cpu"
 RESULTS: Final = ROOT / ".cache" / "gate-results.json"
+# each computes on one thread
+WORKERS: Final = ("-n", "logical", "--dist", "loadfile")
 EVIDENCE: Final = ROOT / "reports" / "evidence"
 
 
@@ -103,13 +105,13 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"])
 def tests(session: nox.Session) -> None:
     """Run the unit, property and compatibility tests; arguments after -- go to pytest."""
-    run_python(session, "-m", "pytest", "tests", "--ignore=tests/parity", *evidence("tests"), *session.posargs)
+    run_python(session, "-m", "pytest", "tests", "--ignore=tests/parity", *WORKERS, *evidence("tests"), *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["environment"])
 def parity(session: nox.Session) -> None:
     """Compare with transformers: configurations, images and checkpoints, none of them downloaded."""
-    run_python(session, "-m", "pytest", "tests/parity", *evidence("parity"), *session.posargs)
+    run_python(session, "-m", "pytest", "tests/parity", *WORKERS, *evidence("parity"), *session.posargs)
 
 
 @nox.session(default=False)

@@ -20,7 +20,10 @@ NUMBERS: Final = (
     "tests/property/test_properties_core.py",
     "tests/property/test_properties_encoder.py",
     "tests/property/test_properties_text.py",
-    "tests/parity",
+    "tests/parity/test_minilm.py",
+    "tests/parity/test_parity_transformers.py",
+    "tests/parity/test_paths.py",
+    "tests/parity/test_text_towers.py",
 )
 # those that the forms alone decide
 FORMS: Final = (

@@ -105,7 +105,9 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"])
 def tests(session: nox.Session) -> None:
     """Run the unit, property and compatibility tests; arguments after -- go to pytest."""
-    run_python(session, "-m", "pytest", "tests", "--ignore=tests/parity", *WORKERS, *evidence("tests"), *session.posargs)
+    run_python(
+        session, "-m", "pytest", "tests", "--ignore=tests/parity", *WORKERS, *evidence("tests"), *session.posargs
+    )
 
 
 @nox.session(venv_backend="none", requires=["environment"])
@@ -174,7 +176,7 @@ def regression(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"], default=False)
 def mutants(session: nox.Session) -> None:
     """Sabotage a copy of the project, one way at a time; fails on a sabotage that no test or gate sees."""
-    run_python(session, "-m", "llm_compression.harness.clip.models", "b32")
+    run_python(session, "-m", "llm_compression.harness.clip.models", "b16", "b32")
     run_python(session, "-m", "tests.mutants.check", *session.posargs)
 
 

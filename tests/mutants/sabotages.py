@@ -55,6 +55,8 @@ def _spec_after(*selection: str) -> tuple[Command, ...]:
 
 
 _CORE: Final = _tests("tests/unit/test_inference_core.py", "tests/property/test_properties_core.py")
+_TO_LIMIT: Final = _tests("benchmarks/gates/test_ratio.py", "-k", "latency-b16-to-limit")
+_OVER_LIMIT: Final = r"latency-b16-to-limit[a-z0-9-]*: latency_to_limit [\d.]+, expected <="
 _IMAGES: Final = _tests("tests/property/test_properties_images.py")
 
 _DECODING: Final = _tests("tests/unit/test_decoding.py")
@@ -83,6 +85,43 @@ SABOTAGES: Final = (
         (Edit(f"{INFERENCE}/layer_weights.py", 'of("q", "k", "v")', 'of("k", "q", "v")'),),
         _CORE,
         "test_properties_core.py",
+    ),
+    # of the two forms of attention one is not chosen on any given machine
+    Sabotage(
+        "no scale in attention by two products",
+        (Edit(f"{INFERENCE}/attention.py", "torch.bmm(q * head_dim**-0.5, ", "torch.bmm(q, "),),
+        _tests("tests/parity/test_paths.py", "-k", "bmm"),
+        "test_every_path_gives_the_rows_of_the_reference",
+    ),
+    Sabotage(
+        "no scale in the fused attention",
+        (
+            Edit(
+                f"{INFERENCE}/attention.py",
+                "attn_mask=mask, is_causal=causal)",
+                "attn_mask=mask, is_causal=causal, scale=1.0)",
+            ),
+        ),
+        _tests("tests/parity/test_paths.py", "-k", "fused"),
+        "test_every_path_gives_the_rows_of_the_reference",
+    ),
+    Sabotage(
+        "no way for zero images in attention by two products",
+        (
+            Edit(
+                f"{INFERENCE}/attention.py",
+                "x.reshape(n * heads, x.shape[2], head_dim)",
+                "x.reshape(n * heads, -1, head_dim)",
+            ),
+        ),
+        _tests("tests/unit/test_attention.py"),
+        "test_no_rows",
+    ),
+    Sabotage(
+        "the odd images of a batch in shares left out",
+        (Edit(f"{INFERENCE}/shares.py", "    if shared < len(x):\n", "    if False:\n"),),
+        _tests("tests/parity/test_paths.py", "-k", "shares"),
+        "test_every_path_gives_the_rows_of_the_reference",
     ),
     Sabotage(
         "a transposed projection not transposed",
@@ -157,6 +196,34 @@ SABOTAGES: Final = (
         # the sabotage is committed on top of what is sound; without it the two are the same
         (("-m", "benchmarks.regression.run", "--base", "HEAD~1", "--models", "b32", "--budget", "240", "--confirm"),),
         r"latency.*REGRESSED|REGRESSED.*latency",
+    ),
+    # on a machine that is too slow for the limit itself, too
+    Sabotage(
+        "a sleep of 15 % of the latency",
+        (
+            Edit(
+                f"{MULTIMODAL}/vision_encoder.py",
+                "                embeddings = self._embed(part)\n",
+                "                import time\n\n"
+                "                started = time.perf_counter()\n"
+                "                embeddings = self._embed(part)\n"
+                "                time.sleep(0.15 * (time.perf_counter() - started))\n",
+            ),
+        ),
+        _TO_LIMIT,
+        _OVER_LIMIT,
+    ),
+    Sabotage(
+        "a linear layer that never packs",
+        (
+            Edit(
+                f"{INFERENCE}/linear.py",
+                'possible = ("packed", "plain") if packs(device, dtype) else ("plain",)',
+                'possible = ("plain",)',
+            ),
+        ),
+        _TO_LIMIT,
+        _OVER_LIMIT,
     ),
     Sabotage(
         "60 MB kept per call",

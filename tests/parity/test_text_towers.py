@@ -85,6 +85,8 @@ def clip_configs(draw: st.DrawFn) -> ClipConfig:
     text, vision = draw(text_configs(CLIP_TEXT)), draw(vision_configs())
     # a CLIP's texts are cut where its positions end
     text = replace(text, max_length=text.num_positions)
+    if text.eos_token_id is not None:
+        text = replace(text, eos_token_id=text.vocab_size - 1)  # the end token of the tokenizer beside it
     return ClipConfig(text, replace(vision, projection_dim=text.projection_dim))
 
 

@@ -91,7 +91,7 @@ def test_a_wrong_answer_is_an_error_and_not_a_number(job: Job, wrong: str, tmp_p
 
 def test_a_process_that_fails_or_hangs_is_an_error(job: Job, tmp_path: Path) -> None:
     """A sample is never made of less than what was asked: the child's own message comes with the error."""
-    with pytest.raises(MeasurementError, match=r"exit status 1(.|\n)*FileNotFoundError(.|\n)*nowhere"):
+    with pytest.raises(MeasurementError, match=r"exit status 1(.|\n)*MissingFileError(.|\n)*nowhere"):
         measure(replace(job, model=str(tmp_path / "nowhere")), within=None)
     with pytest.raises(MeasurementError, match="not done after"):
         measure(job, within=None, timeout_s=0.05)
@@ -161,7 +161,7 @@ def test_percentile_interpolates() -> None:
     assert percentile(range(11), 90) == 9
     assert percentile([1.0, 2.0], 50) == 1.5
     assert percentile([7.0], 90) == 7.0
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(MeasurementError, match="no values"):
         percentile([], 50)
 
 
@@ -219,7 +219,7 @@ def test_the_limit_is_of_the_products_alone(dtype: str) -> None:
     limit = measure_limit("tiny", dtype)
     assert limit.gflop == pytest.approx(model_gflop(VARIANTS["tiny"]))
     assert limit.limit_ms == pytest.approx(limit.gflop / limit.gflops * 1e3)
-    with pytest.raises(MeasurementError, match=r"products in float33: exit status 1.*\n.*float33"):
+    with pytest.raises(MeasurementError, match=r"products in float33: exit status 1(.|\n)*float33"):
         measure_limit("tiny", "float33")
 
 

@@ -96,11 +96,12 @@ def test_a_core_that_is_not_packed_has_its_state() -> None:
 
 
 @pytest.mark.requirement("27.5")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_core_with_a_scale_has_no_state(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("form", ["packed", "plain"])
+def test_a_core_with_a_scale_has_no_state(form: str) -> None:
     """27.5: IF an InferenceCore whose weights hold a scale is asked to save or replace its state, THEN THE
-    InferenceCore SHALL raise UnavailableError: packed or, as float16, not."""
-    core = loaded(dtype)
+    InferenceCore SHALL raise UnavailableError: packed or not."""
+    with forced(linear=form):
+        core = loaded()
     assert all(isinstance(layer, FoldedLayer) for layer in core.layers)
     before = [tensor.clone() for tensor in tensors_of(core)]
     with pytest.raises(UnavailableError, match="cannot be saved: read the tensors from the weight file"):

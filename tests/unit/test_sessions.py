@@ -63,7 +63,7 @@ def test_the_readme_gives_two_commands_that_exist() -> None:
     assert outside == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sessions() -> ModuleType:
     """The noxfile as a module; nox refuses the same sessions a second time."""
     spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")

@@ -49,6 +49,14 @@ def test_load(gate, request):
     if gate.id == "broken":
         raise ValueError("no such thing")
 """
+# a sum of these on one clock would lose digits
+FIXED = """
+import pytest
+
+@pytest.mark.metric("fixed")
+def test_fixed(run):
+    run.keep(123.4, [0.1, 0.7, 123.4, 1e-7])
+"""
 
 
 class Checkout:
@@ -173,8 +181,8 @@ def test_pytest_benchmark_holds_every_sample(checkout: Checkout, tmp_path: Path)
     34.7: WHERE `--benchmark-compare` is given, THE Harness SHALL show each gate beside the same gate of the earlier
     run.
     """
-    rows = (COSINE, "| load | load | < 60000 | ms | tiny | cpu | 1.1 |")
-    rows += ("| memory | peak_memory | < 100000 | MB | tiny | cpu | 1.1 |",)
+    (checkout.root / "gates" / "test_fixed.py").write_text(FIXED, encoding="utf-8")
+    rows = (COSINE, "| fixed | fixed | < 500 | ms | tiny | cpu | 1.1 |")
     saved = (f"--benchmark-storage={tmp_path / 'saved'}", "--benchmark-autosave")
     judgement, output = checkout.run(*rows, arguments=(*saved, f"--benchmark-json={tmp_path / 'first.json'}"))
     assert judgement.passed, output
@@ -188,10 +196,11 @@ def test_pytest_benchmark_holds_every_sample(checkout: Checkout, tmp_path: Path)
         assert found[name]["extra_info"]["value"] == verdict.value
     assert {name: each["group"] for name, each in found.items()} == {
         "cosine": "cosine, a second stands for 1 1",
-        "load": "load",
-        "memory": "peak_memory, a second stands for 1 MB",
+        "fixed": "fixed",
     }
-    assert "'peak_memory, a second stands for 1 MB': 1 tests" in output
+    assert found["fixed"]["stats"]["data"] == [each / 1000 for each in (0.1, 0.7, 123.4, 1e-7)]
+    assert "benchmark 'cosine, a second stands for 1 1': 1 tests" in output
+    assert "Name (time in s)" in output
     _, again = checkout.run(*rows, arguments=(*saved, "--benchmark-compare", "-k", "test_bfloat16"))
     compared = [line.split()[:2] for line in again.splitlines() if line.startswith("test_bfloat16[cosine] (")]
     assert [each[1] for each in compared] == ["(0001_unversi)", "(NOW)"], again

@@ -37,7 +37,7 @@ class Hooks:
     """What a project may say of its machines."""
 
     @pytest.hookspec(firstresult=True)
-    def pytest_gate_absent(self, session: str) -> str | None:  # type: ignore[empty-body]  # a specification
+    def pytest_gate_absent(self, session: str) -> str | None:
         """Why the gates of a session cannot be measured on this machine; nothing where they can."""
 
 

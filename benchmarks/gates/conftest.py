@@ -2,7 +2,7 @@
 
 A test marked ``metric("load")`` runs once for each gate of that metric. What it kept becomes the rounds of
 pytest-benchmark: its clock advances by each value that was measured in a process of its own, so that its table, its
-JSON and its comparisons are those of the metric and not of starting Python.
+JSON, its comparisons and its plots are those of the metric and not of starting Python.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ GATES: Final = pytest.StashKey[tuple[tuple[str, Gate], ...]]()
 RESULTS: Final = pytest.StashKey[dict[str, Result]]()
 SPECS: Final = pytest.StashKey[tuple[Spec, ...]]()
 LACKED: Final = pytest.StashKey[dict[str, str]]()
+# how a group of pytest-benchmark is named whose values are no times, before their unit
+AS_SECONDS: Final = ", a second stands for 1 "
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -125,20 +127,21 @@ def _gate_of(item: pytest.Item) -> Gate | None:
 
 
 class SampleClock:
-    """A timer that stands still, but for what a sample's own process measured."""
+    """A timer that stands at zero, but for the sample that has just passed: no sum of them takes digits from it."""
 
     __name__ = "SampleClock"
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self._passed = 0.0
 
     def __call__(self) -> float:
-        """Seconds."""
-        return self.now_s
+        """What passed since it was read: seconds, of another metric its own unit."""
+        passed, self._passed = self._passed, 0.0
+        return passed
 
-    def advance(self, milliseconds: float) -> None:
-        """Let a measured time pass."""
-        self.now_s += milliseconds / 1000
+    def advance(self, value: float) -> None:
+        """Let a value that was measured pass."""
+        self._passed = value
 
 
 CLOCK: Final = SampleClock()
@@ -153,8 +156,14 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             row = {"gate": name, "limit": f"{gate.comparison} {gate.limit:g}", "unit": gate.unit}
             absent = item.config.stash[LACKED].get(gate.session, "")
             item.user_properties.append(("gate", {**row, "device": gate.session, "absent": absent}))
-            group = gate.metric if gate.unit == "ms" else f"{gate.metric}, in thousandths of {gate.unit}"
+            group = gate.metric if gate.unit == "ms" else f"{gate.metric}{AS_SECONDS}{gate.unit}"
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_scale_unit(benchmarks: Sequence[Any]) -> tuple[str, float] | None:
+    """A table or plot of what is no time shows the values as they are."""
+    return ("", 1.0) if all(AS_SECONDS in (each["group"] or "") for each in benchmarks) else None
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +278,7 @@ class GateRun:
         report counts it as a miss all the same unless the gates that it rests on are passed.
         """
         kept = list(rounds or samples)
-        waiting = iter(kept)
+        waiting = iter([each / 1000 for each in kept] if self.gate.unit == "ms" else kept)
         # the values were measured in other processes: each round lets one of them pass
         self.benchmark.pedantic(lambda: CLOCK.advance(next(waiting)), rounds=len(kept))
         missed = not self.gate.passes(value)

@@ -299,6 +299,12 @@ SABOTAGES: Final = (
         "gate load-b16 changed since",
     ),
     Sabotage(
+        "a loosened reference machine",
+        (Edit(f"{SPEC}/requirements.md", "| latency_p90 | b16 | 450 |", "| latency_p90 | b16 | 4500 |"),),
+        _spec_after(),
+        "reference latency_p90 b16 changed since",
+    ),
+    Sabotage(
         "a task ticked without proof",
         (
             Edit(

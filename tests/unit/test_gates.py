@@ -5,6 +5,7 @@ Each run is pytest in a process of its own, on a copy of ``benchmarks/gates``, j
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def test_load(gate, request):
         raise ValueError
     if gate.id == "broken":
         raise ValueError("no such thing")
+"""
+# a sum of these on one clock would lose digits
+FIXED = """
+import pytest
+
+@pytest.mark.metric("fixed")
+def test_fixed(run):
+    run.keep(123.4, [0.1, 0.7, 123.4, 1e-7])
 """
 
 
@@ -162,3 +171,36 @@ def test_every_gate_of_the_spec_has_exactly_one_test() -> None:
     gates = [gate for spec in read_specs(ROOT) for gate in spec.gates]
     assert sorted(collected) == sorted(gate.id for gate in gates)
     assert any(gate.session == CUDA_SESSION for gate in gates)
+
+
+@pytest.mark.requirement("34.6", "34.7")
+def test_pytest_benchmark_holds_every_sample(checkout: Checkout, tmp_path: Path) -> None:
+    """34.6: WHEN a gate is measured, THE Harness SHALL give each sample that its value was taken from to
+    pytest-benchmark as one round, a time in seconds and another value in the unit of its gate.
+
+    34.7: WHERE `--benchmark-compare` is given, THE Harness SHALL show each gate beside the same gate of the earlier
+    run.
+    """
+    (checkout.root / "gates" / "test_fixed.py").write_text(FIXED, encoding="utf-8")
+    rows = (COSINE, "| fixed | fixed | < 500 | ms | tiny | cpu | 1.1 |")
+    saved = (f"--benchmark-storage={tmp_path / 'saved'}", "--benchmark-autosave")
+    judgement, output = checkout.run(*rows, arguments=(*saved, f"--benchmark-json={tmp_path / 'first.json'}"))
+    assert judgement.passed, output
+    content = json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
+    found = {each["extra_info"]["gate"]: each for each in content["benchmarks"]}
+    for name, verdict in by_id(judgement).items():
+        seconds = 1000 if verdict.gate.unit == "ms" else 1
+        # bit for bit: one division and no sum
+        assert found[name]["stats"]["data"] == [each / seconds for each in verdict.samples]
+        assert found[name]["stats"]["rounds"] == len(verdict.samples) > 1
+        assert found[name]["extra_info"]["value"] == verdict.value
+    assert {name: each["group"] for name, each in found.items()} == {
+        "cosine": "cosine, a second stands for 1 1",
+        "fixed": "fixed",
+    }
+    assert found["fixed"]["stats"]["data"] == [each / 1000 for each in (0.1, 0.7, 123.4, 1e-7)]
+    assert "benchmark 'cosine, a second stands for 1 1': 1 tests" in output
+    assert "Name (time in s)" in output
+    _, again = checkout.run(*rows, arguments=(*saved, "--benchmark-compare", "-k", "test_bfloat16"))
+    compared = [line.split()[:2] for line in again.splitlines() if line.startswith("test_bfloat16[cosine] (")]
+    assert [each[1] for each in compared] == ["(0001_unversi)", "(NOW)"], again

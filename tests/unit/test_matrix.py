@@ -125,8 +125,8 @@ def test_the_command_writes_what_it_is_asked_for(project: Project, capsys: pytes
 @pytest.mark.parametrize("module", ["matrix", "confirm"])
 def test_the_commands_need_no_library(module: str) -> None:
     """20.6: the module runs as a command, without PyTorch; a usage error exits with 2."""
-    command = [sys.executable, "-S", "-W", "error", "-m", f"llm_compression.harness.{module}"]
+    command = [sys.executable, "-S", "-W", "error", "-m", f"llm_compression.harness.spec.{module}"]
     shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert f"example: python -m llm_compression.harness.{module}" in shown.stdout
+    assert f"example: python -m llm_compression.harness.spec.{module}" in shown.stdout
     assert subprocess.run([*command, "a", "b"], cwd=ROOT, capture_output=True, check=False).returncode == 2

@@ -141,6 +141,26 @@ def test_nothing_in_the_package_imports_the_harness() -> None:
     assert not [name for name in loaded if name.startswith("llm_compression.harness")]
 
 
+@pytest.mark.requirement("34.8")
+def test_the_package_registers_no_plugin() -> None:
+    """34.8: THE Package SHALL register no plugin of pytest: its metadata have commands and no other entry point, and
+    what builds the wheel adds none. The session build asks the wheel itself."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = content["project"]
+    assert set(project["scripts"]) == {"llm-compression"}
+    assert not {"entry-points", "gui-scripts", "dynamic"} & set(project)
+    assert "hooks" not in str(content["tool"]["hatch"])
+
+
+@pytest.mark.requirement("34.8")
+def test_a_public_name_imports_no_harness() -> None:
+    """34.8: THE Package SHALL register no plugin of pytest: what a user imports has nothing of the harness either."""
+    loaded = modules_after(
+        "import llm_compression\nfor name in llm_compression.__all__: getattr(llm_compression, name)"
+    )
+    assert not [name for name in loaded if name.startswith(("llm_compression.harness", "pytest", "_pytest"))]
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, int]]:
     """A port of this machine that accepts connections."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_compression.harness.spec.evidence import COLLECTED, NO_CUDA, Part, Record, Source
+from llm_compression.harness.spec.evidence import COLLECTED, INVALID, NO_CUDA, Part, Record, Source
 from llm_compression.harness.spec.parser import read_specs
 from llm_compression.harness.spec.proofs import Row, State, build_matrix
 from tests.small_project import Project
@@ -175,3 +176,73 @@ def test_only_a_missing_device_excuses(project: Project, values: dict[str, str],
     matrix = build_matrix(project.root, read_specs(project.root), parts, strict=False)
     rows: dict[str, Row] = {row.id: row for row in matrix.rows}
     assert rows["1.4"].proofs[0].state is state
+
+
+REFERENCE = """\
+| evenness | evenness | < 2 | 1 | small | cpu | 1.3 |
+
+## Reference machine
+
+| metric | model | rate | unit | rests on |
+|---|---|---|---|---|
+| heat | small | 450 | W | evenness |
+"""
+SLOWER = {"outcome": "skipped", "reason": "slower than the reference machine", "value": 600.0, "rate": 300.0}
+DISTURBED = {"outcome": "skipped", "reason": f"{INVALID}: others ran", "disturbed": 3}
+PASSED = {"outcome": "passed", "value": 1.0}
+
+
+@pytest.mark.requirement("8.15", "30.6", "34.10")
+@pytest.mark.parametrize(
+    ("heat", "evenness", "state"),
+    [
+        (SLOWER, [PASSED], State.NOT_MEASURABLE),
+        (SLOWER, [PASSED, PASSED], State.NOT_MEASURABLE),
+        (SLOWER, [PASSED, DISTURBED], State.INVALID),
+        (SLOWER, [DISTURBED], State.INVALID),
+        (SLOWER, [PASSED, {"outcome": "failed", "value": 3.0}], State.FAILED),
+        (SLOWER, [{"outcome": "passed", "value": 3.0}], State.FAILED),
+        (SLOWER, [{"outcome": "not run"}], State.FAILED),
+        (SLOWER, [{"outcome": "skipped", "reason": "later"}], State.FAILED),
+        (SLOWER, [SLOWER], State.FAILED),
+        (SLOWER, [], State.FAILED),
+        # a machine that is as fast as the reference has no excuse, and one whose rate nobody knows none either
+        ({**SLOWER, "rate": 450.0}, [PASSED], State.NOT_RUN),
+        ({**SLOWER, "rate": None}, [PASSED], State.NOT_RUN),
+        ({**SLOWER, "value": None}, [PASSED], State.NOT_RUN),
+        ({**SLOWER, "outcome": "failed"}, [PASSED], State.FAILED),
+        (DISTURBED, [PASSED], State.INVALID),
+        ({**DISTURBED, "disturbed": 0}, [PASSED], State.NOT_RUN),
+        ({**DISTURBED, "reason": "others ran"}, [PASSED], State.NOT_RUN),
+        ({**DISTURBED, "outcome": "failed"}, [PASSED], State.FAILED),
+    ],
+)
+def test_a_slow_or_disturbed_machine(
+    project: Project, heat: dict[str, Any], evenness: list[dict[str, Any]], state: State
+) -> None:
+    """34.10: IF a gate misses a limit on a machine slower than the reference machine and a gate that it rests on is
+    neither PROVEN nor INVALID, THEN THE Harness SHALL show its state as FAILED: NOT MEASURABLE HERE where all are
+    PROVEN, INVALID beside one that is; and a gate is INVALID only with samples that were disturbed."""
+    project.change("requirements", "cuda | 1.4 |\n", f"cuda | 1.4 |\n{REFERENCE}")
+    records = [Record("test_heat", ("kettle:1.1",), gate="kettle:heat", **heat)]
+    records += [Record(f"test_{n}", ("1.3",), gate="kettle:evenness", **each) for n, each in enumerate(evenness)]
+    parts = {"gates": Part(Source("", False, ""), records=tuple(records))}
+    matrix = build_matrix(project.root, read_specs(project.root), parts, strict=False)
+    row = next(row for row in matrix.rows if row.id == "1.1")
+    assert (row.proofs[0].state, row.state) == (state, state)
+    named = any(each.startswith("test_heat: ") for each in matrix.problems)
+    assert named is (state in (State.FAILED, State.NOT_RUN))
+
+
+@pytest.mark.requirement("30.6")
+def test_what_the_plugin_keeps_of_a_disturbed_gate(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """30.6: ... the samples that were disturbed travel from the gate's test into the evidence, and to the matrix."""
+    left = '{"detail": {"disturbed": (12.0, 30.0)}}'
+    skipped = (
+        f'    request.node.user_properties.append(("measured", {left}))\n    pytest.skip("{INVALID}: others ran")\n'
+    )
+    project.change("gates", VALUE, skipped)
+    project.run("tests")
+    capsys.readouterr()
+    assert project.judge() == 0
+    assert [" ".join(line.split()[:2]) for line in lines_of(capsys, "1.1  ")] == ["1.1 INVALID"]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+from importlib.metadata import distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import llm_compression
 
 assert "site-packages" in str(Path(llm_compression.__file__)), llm_compression.__file__
 assert not {"torch", "transformers"} & set(sys.modules), "importing the package imported torch or transformers"
+assert not [name for name in sys.modules if name.startswith("llm_compression.harness")], "and the harness"
+groups = {each.group for each in distribution("llm-compression").entry_points}
+assert groups == {"console_scripts"}, f"{groups}: the wheel registers more than commands"
 for name in ("transformers", "safetensors", "huggingface_hub", "pytest", "psutil", "tqdm"):
     assert find_spec(name) is None, f"{name} is installed, so this proves nothing"
 

@@ -1,6 +1,6 @@
 """Texts confirmed beside their proofs: ``confirmed.json`` of a spec holds a hash of what a proof was last held against.
 
-A criterion, a property or a row of the tables *Gates* and *Regression floors* that is not the confirmed one is listed
+A criterion, a property or a row of a table that is not the confirmed one is listed
 by `changes`. Whoever changed it looks at its proof again and renews the hashes:
 ``python -m llm_compression.harness.spec.confirm``.
 """

@@ -200,5 +200,7 @@ MARKERS: Final = (
 COUNTERS: Final = frozenset({"n_averaged"})
 # What OpenAI's image tower has where it was saved by itself, without `visual.`.
 STRIPPED_TOWER: Final = frozenset({"class_embedding", "conv1.weight", "positional_embedding", "ln_pre.weight"})
-# Ends of names in TensorFlow's BERT, and what they are today.
+# Ends of names in TensorFlow's BERT, which transformers reads too, and what they are today.
 OLD_NORMS: Final[Mapping[str, str]] = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# Tensors that only OpenAI's own archives hold.
+OPENAI_SIZES: Final = frozenset({"input_resolution", "context_length", "vocab_size"})

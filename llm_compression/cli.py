@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "-o", "--output", type=_output, default=Path("embeddings.npy"), help=".npy or .parquet (default: %(default)s)"
     )
-    encode.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    encode.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    _add_where(encode)
     encode.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
     encode.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")
     encode.add_argument(
@@ -126,8 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--labels", required=True, help="what the images may show, separated by commas")
     classify.add_argument("--model", type=Path, help="directory of a converted CLIPModel (default: the shipped model)")
     classify.add_argument("--template", default="a photo of a {}", help="sentence for a label (default: %(default)s)")
-    classify.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    classify.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    _add_where(classify)
     classify.set_defaults(run=commands.classify)
 
     demo = subparsers.add_parser(
@@ -142,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="what is drawn (default: %(default)s)")
     demo.set_defaults(run=commands.demo)
     return parser
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
 
 
 def _output(text: str) -> Path:

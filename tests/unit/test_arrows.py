@@ -27,16 +27,20 @@ def read_arrows(text: str) -> Arrows:
     """
     rows = dict[str, set[str]]()
     for line in text.partition("\n## Arrows\n")[2].partition("\n## ")[0].splitlines():
-        parts, *imports = (re.findall(r"`([\w.]+)`", cell) for cell in line.strip("| ").split("|"))
         if line.startswith("|"):
-            for part in parts:
+            parts, _, below = line.strip("| ").partition("|")
+            for part in _names(parts):
                 assert part not in rows, f"{part}: two rows"
-                rows[part] = {name for cell in imports for name in cell}
+                rows[part] = set(_names(below))
     closed = {part: set(imports) for part, imports in rows.items()}
     for _ in rows:
         for imports in closed.values():
             imports.update(*(closed[name] for name in list(imports)))
     return {part: frozenset(imports) for part, imports in closed.items()}
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([\w.]+)`", cell)
 
 
 class Import(NamedTuple):

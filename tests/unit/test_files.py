@@ -103,8 +103,8 @@ def test_a_failed_write_leaves_what_was_there(
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_leaves_no_half_file(tmp_path: Path, number: signal.Signals, existing: bool) -> None:
-    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was: a
-    real process, killed while it writes."""
+    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was: a real process,
+    killed while it writes."""
     target = tmp_path / "out.bin"
     if existing:
         target.write_bytes(BEFORE)
@@ -169,8 +169,8 @@ def unwritable(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.requirement("33.3")
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_a_directory_that_takes_no_file(unwritable: Path) -> None:
-    """33.3: IF a directory takes no file, THEN THE Package SHALL say so by the name of the file before it computes what is
-    to be written."""
+    """33.3: IF a directory takes no file, THEN THE Package SHALL say so by the name of the file before it computes what
+    is to be written."""
     target, entered = unwritable / "out.bin", False
     with pytest.raises(PermissionError) as raised, whole_file(target):
         entered = True
@@ -180,8 +180,8 @@ def test_a_directory_that_takes_no_file(unwritable: Path) -> None:
 
 @pytest.mark.requirement("33.3")
 def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
-    """33.3: IF a directory takes no file, THEN THE Package SHALL say so by the name of the file before it computes what is
-    to be written."""
+    """33.3: IF a directory takes no file, THEN THE Package SHALL say so by the name of the file before it computes what
+    is to be written."""
     (tmp_path / "file").write_bytes(BEFORE)
     entered = False
     with pytest.raises(OSError, match="file"), whole_file(tmp_path / "file" / "out.bin"):
@@ -211,8 +211,8 @@ def test_permissions_are_those_of_any_file(tmp_path: Path, mask: int, kept: int 
 
 @pytest.mark.requirement("33.1")
 def test_a_name_of_any_length(tmp_path: Path) -> None:
-    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was:
-    the longest names that a file system takes."""
+    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was: the longest
+    names that a file system takes."""
     for name in ("n" * 255, "é" * 127):
         with whole_file(tmp_path / name) as partial:
             partial.write_bytes(AFTER)
@@ -232,8 +232,8 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
 
 @pytest.mark.requirement("33.1")
 def test_a_directory_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
-    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was:
-    what another process made in the meantime stays."""
+    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was: what another
+    process made in the meantime stays."""
     target = tmp_path / "deep" / "out"
     with whole_directory(target) as partial:
         (partial / "inside").write_bytes(AFTER)
@@ -280,8 +280,8 @@ def _weights(path: Path) -> None:
 def test_what_the_package_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object], name: str
 ) -> None:
-    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was:
-    each of its writers, whose last step is made to fail, and then is not."""
+    """33.1: WHILE the Package writes a file, THE Package SHALL leave what its name stood for as it was: each of its
+    writers, whose last step is made to fail, and then is not."""
     target = tmp_path / name
     target.write_bytes(BEFORE)
 

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from benchmarks.regression.rounds import METRICS, PROGRAM, Comparison
 from benchmarks.regression.worktrees import WORKING_TREE, Revision
-from llm_compression.files import whole_file
 from llm_compression.harness.paired.machine import MachineInfo
 
 DIRECTORY: Final = "history"
@@ -77,11 +76,13 @@ def append(directory: Path, rows: Iterable[Row]) -> None:
     table = pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA)
     if not table.num_rows:
         return
+    directory.mkdir(parents=True, exist_ok=True)
     name = f"{table['measured_at'][0].as_py()}-{table['commit'][-1].as_py()[:10]}"
     path = directory / f"{name.replace(':', '')}.parquet"
-    # a cut-off file would fail every later run
-    with whole_file(path) as partial:
-        pq.write_table(table, partial)
+    # under its name only once it is whole: a cut-off file would fail every later run
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
 
 
 def read(directory: Path) -> list[Row]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.regression.worktrees import Revision
-from llm_compression.files import whole_directory
 from llm_compression.harness.clip import accuracy
 from llm_compression.harness.clip.accuracy import Accuracy
 from llm_compression.harness.clip.measure import Bounds, MeasurementError, percentile, run_child
@@ -230,11 +229,11 @@ def converted(side: Side, model: Model, cache: Path, keep: Sequence[str]) -> Pat
         for stale in cache.glob(f"{model.variant}-*"):
             if not stale.name.startswith(f"{made_of}-") or not stale.name.endswith(tuple(keep)):
                 shutil.rmtree(stale)
-        for killed in cache.glob(f".{model.variant}-*.partial"):
-            shutil.rmtree(killed)
-        with whole_directory(home) as partial:
-            request = {"checkpoint": str(model.checkpoint.resolve()), "out": str(partial.resolve())}
-            _probe("convert", side, {**request, "dtype": WEIGHTS_DTYPE})
+        partial = home.with_name(f".{home.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        request = {"checkpoint": str(model.checkpoint.resolve()), "out": str(partial.resolve())}
+        _probe("convert", side, {**request, "dtype": WEIGHTS_DTYPE})
+        partial.replace(home)
     return home / WEIGHTS_FILE
 
 

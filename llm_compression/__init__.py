@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_compression import moved as _moved
+
 if TYPE_CHECKING:
     from llm_compression.convert import convert_checkpoint as convert_checkpoint
     from llm_compression.embedding_provider import EmbeddingProvider as EmbeddingProvider
-    from llm_compression.embedding_provider import get_default_provider as get_default_provider
     from llm_compression.errors import CheckpointError as CheckpointError
     from llm_compression.errors import ConfigError as ConfigError
     from llm_compression.errors import ImageError as ImageError
@@ -33,17 +34,19 @@ if TYPE_CHECKING:
     from llm_compression.multimodal.vision_provider import ArrowVisionProvider as ArrowVisionProvider
     from llm_compression.multimodal.vision_provider import CLIPVisionProvider as CLIPVisionProvider
     from llm_compression.multimodal.vision_provider import VisionProvider as VisionProvider
+    from llm_compression.open_model import get_default_provider as get_default_provider
     from llm_compression.text.arrow_engine import ArrowEngine as ArrowEngine
     from llm_compression.text.text_config import TextConfig as TextConfig
     from llm_compression.text.text_encoder import TextEncoder as TextEncoder
     from llm_compression.text.text_inputs import Text as Text
 
 __version__ = "0.1.0"
+_moved.install()
 
 _HOMES: Final = {
     "convert_checkpoint": "llm_compression.convert",
     "EmbeddingProvider": "llm_compression.embedding_provider",
-    "get_default_provider": "llm_compression.embedding_provider",
+    "get_default_provider": "llm_compression.open_model",
     "CheckpointError": "llm_compression.errors",
     "ConfigError": "llm_compression.errors",
     "ImageError": "llm_compression.errors",

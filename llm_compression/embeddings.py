@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llm_compression.columns import series_values
 from llm_compression.errors import ConfigError
-from llm_compression.inference.series import series_values
+from llm_compression.files import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,19 +101,13 @@ def write_embeddings(path: Path, names: Sequence[str], embeddings: Array, positi
     if len(positions) < len(names):
         rows = np.full((len(names), embeddings.shape[1]), np.nan, np.float32)
         rows[has_one] = embeddings
-    # beside the target and renamed, so that a killed run leaves no half file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         if path.suffix == ".npy":
             with partial.open("wb") as file:
                 np.save(file, rows)
         else:
             columns = {IMAGE_COLUMN: pa.array(names, pa.string()), EMBEDDING_COLUMN: column_of(rows, ~has_one)}
             pq.write_table(pa.table(columns), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def column_of(rows: Array, nulls: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:

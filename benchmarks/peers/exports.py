@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llm_compression.files import whole_file
 from llm_compression.harness.clip.models import CACHE_DIRECTORY, Model, prepare_model
 
 
@@ -46,9 +47,8 @@ def _export_onnx(model: Model, path: Path) -> None:
             out: torch.Tensor = self.tower(pixel_values=pixels).image_embeds
             return out
 
-    partial = path.with_suffix(".partial")
     pixels = torch.zeros(1, 3, model.image_size, model.image_size)
-    with warnings.catch_warnings():
+    with whole_file(path) as partial, warnings.catch_warnings():
         # the exporter by tracing is deprecated; the newer one needs onnxscript and gives the same graph here
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -61,7 +61,6 @@ def _export_onnx(model: Model, path: Path) -> None:
             dynamic_axes={"pixels": {0: "n"}, "embeddings": {0: "n"}},
             opset_version=17,
         )
-    partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,12 +15,11 @@ from typing import Any, Final
 
 import torch
 
-from llm_compression.convert import text_key_maps
-from llm_compression.convert.key_maps import LEFT_OUT, TABLES, Entry, Family
+from llm_compression.convert.key_maps import COUNTERS, FORMATS, LEFT_OUT, TABLES, Entry
 from llm_compression.convert.readers import Checkpoint, open_checkpoint
 from llm_compression.convert.tensor_files import sha256_of
-from llm_compression.convert.wrappers import COUNTERS
 from llm_compression.errors import CheckpointError, ConfigError, WeightFormatError
+from llm_compression.files import put_aside, whole_file
 from llm_compression.inference.weight_format import DTYPES, WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.clip_config import ClipConfig
@@ -30,24 +29,6 @@ from llm_compression.text.tokenizer import TOKENIZER_FILE
 CASTS: Final = ("float32", "bfloat16", "float16")
 CODECS: Final = ("none", "zstd", "lz4", "snappy", "gzip")
 _STORED: Final = ("float32", "float16", "bfloat16", "float64")
-_TABLES: Final[Mapping[Family, Mapping[str, Entry]]] = {
-    **TABLES,
-    "clip": text_key_maps.CLIP,
-    "bert": text_key_maps.BERT,
-    "bert_prefixed": text_key_maps.BERT_PREFIXED,
-}
-_LEFT_OUT: Final[Mapping[Family, Mapping[str, str]]] = {
-    **LEFT_OUT,
-    "clip": text_key_maps.CLIP_LEFT_OUT,
-    "bert": text_key_maps.BERT_LEFT_OUT,
-    "bert_prefixed": text_key_maps.BERT_PREFIXED_LEFT_OUT,
-}
-# What a report and a weight file call the families that are all Hugging Face's.
-_FORMATS: Final[Mapping[Family, str]] = {
-    "huggingface_bare": "huggingface",
-    "clip": "huggingface",
-    "bert_prefixed": "bert",
-}
 _NUMBERED = re.compile(r"(.*\.layers?\.)(\d+)(\..*)")
 
 
@@ -131,7 +112,7 @@ def convert_checkpoint(
     target = _target(Path(out))
     with open_checkpoint(source, revision=revision, overrides=overrides, vision_only=vision_only) as checkpoint:
         entries, left_out = _match(checkpoint)
-        sha256, family = sha256_of(checkpoint.files), _format(checkpoint.family)
+        sha256, family = sha256_of(checkpoint.files), FORMATS.get(checkpoint.family, checkpoint.family)
         origin = {
             "name": checkpoint.name,
             "revision": checkpoint.revision,
@@ -183,7 +164,6 @@ def _beside(target: Path, content: bytes | None, takes_texts: bool) -> Iterator[
         ConfigError: A tokenizer lies there that the earlier weights do not record: whose it is cannot be known.
     """
     file = target.parent / TOKENIZER_FILE
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     if content is None and not (takes_texts and file.is_file()):
         yield None
         return
@@ -193,21 +173,13 @@ def _beside(target: Path, content: bytes | None, takes_texts: bool) -> Iterator[
                 f"out: {file}: a tokenizer lies there, the source has none, and the weights there do not record it; "
                 f"move it away, or put the model's own {TOKENIZER_FILE} into the source"
             )
-        file.replace(partial)
-        try:
+        with put_aside(file):
             yield None
-        except BaseException:
-            partial.replace(file)
-            raise
-        partial.unlink()
         return
     yield file
     # after the weights, so that a conversion that fails leaves the model that was there as it is
-    try:
+    with whole_file(file) as partial:
         partial.write_bytes(content)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _recorded_by(weights: Path, tokenizer: Path) -> bool:
@@ -235,7 +207,7 @@ def _target(out: Path) -> Path:
 
 def _match(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, int]]:
     """Where each tensor of the weight file comes from, and what is left out; or every reason why it cannot be made."""
-    table, shapes = _TABLES[checkpoint.family], checkpoint.tensors.shapes
+    table, shapes = TABLES[checkpoint.family], checkpoint.tensors.shapes
     entries, problems, wanted = dict[str, Entry](), list[str](), set[str]()
     for name, shape in checkpoint.config.expected_shapes().items():
         entry = _entry(table, name)
@@ -255,7 +227,7 @@ def _match(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, int]]:
         if source in COUNTERS:
             left_out["averaging counter"] += 1
             continue
-        patterns = _LEFT_OUT[checkpoint.family].items()
+        patterns = LEFT_OUT[checkpoint.family].items()
         if what := next((label for pattern, label in patterns if fnmatchcase(source, pattern)), None):
             left_out[what] += 1
         else:
@@ -309,7 +281,3 @@ def _read(
             f"{checkpoint.files[0].parent}: {len(not_finite)} tensors hold NaN or infinite weights: "
             + "; ".join(not_finite)
         )
-
-
-def _format(family: Family) -> str:
-    return _FORMATS.get(family, family)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from llm_compression.convert import hub, preprocessing, wrappers
 from llm_compression.convert.checkpoint_config import from_huggingface, from_open_clip, from_shapes
-from llm_compression.convert.key_maps import OPENAI, UNSUPPORTED, Family
+from llm_compression.convert.key_maps import COUNTERS, OLD_NORMS, OPENAI, OPENAI_SIZES, UNSUPPORTED, Family
 from llm_compression.convert.sentence_modules import MODULES_FILE, read_modules, transformer_directory
 from llm_compression.convert.tensor_files import TensorStore, open_tensors, read_json
 from llm_compression.convert.text_configs import bert_from_huggingface, clip_text_from_huggingface
@@ -39,9 +39,7 @@ _HUGGINGFACE_FILES: Final = (
     "pytorch_model.bin.index.json",
 )
 _OPEN_CLIP_FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_OLD_NORM: Final[Mapping[str, str]] = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# Tensors that only OpenAI's own archives hold, and the end token of its vocabulary.
-_OPENAI_SIZES: Final = frozenset({"input_resolution", "context_length", "vocab_size"})
+# The end token of OpenAI's vocabulary.
 _OPENAI_END: Final = 49407
 _SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
@@ -204,7 +202,7 @@ def _activation(opened: Checkpoint, config: VisionConfig, directory: Path, overr
         place = f"quick_gelu of {OPEN_CLIP_CONFIG}"
     else:
         place = f"open_clip's default, since {OPEN_CLIP_CONFIG} has no quick_gelu"
-    openai = opened.family == "openai" or "openai" in opened.name.lower() or set(opened.tensors.shapes) >= _OPENAI_SIZES
+    openai = opened.family == "openai" or "openai" in opened.name.lower() or set(opened.tensors.shapes) >= OPENAI_SIZES
     if openai and file.is_file() and not model.get("quick_gelu") and "hidden_act" not in overrides:
         warnings.warn(
             f"{file}: no quick_gelu beside weights of OpenAI, which were trained with it; {config.hidden_act} was "
@@ -221,14 +219,13 @@ def _unwrap(tensors: TensorStore, file: Path) -> None:
     if prefix := wrappers.prefix_of(tensors.shapes, file):
         tensors.rename(lambda name: name.removeprefix(prefix))
     if wrappers.is_stripped_tower(tensors.shapes):
-        tensors.rename(lambda name: name if name in wrappers.COUNTERS else f"visual.{name}")
-    if any(name.endswith(tuple(_OLD_NORM)) for name in tensors.shapes):
-        # TensorFlow's names, which transformers reads too
+        tensors.rename(lambda name: name if name in COUNTERS else f"visual.{name}")
+    if any(name.endswith(tuple(OLD_NORMS)) for name in tensors.shapes):
         tensors.rename(_present_name)
 
 
 def _present_name(name: str) -> str:
-    for old, new in _OLD_NORM.items():
+    for old, new in OLD_NORMS.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name

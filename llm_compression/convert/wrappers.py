@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from llm_compression.convert.key_maps import COUNTERS, MARKERS, STRIPPED_TOWER
 from llm_compression.errors import CheckpointError
 
 # Entries under which training code keeps a state dict. Which of several is meant cannot be known.
@@ -23,18 +24,6 @@ _ENTRIES: Final = (
 _SEGMENTS: Final = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "model", "clip_model", "clip", "net", "network"}
 )
-# One tensor that each family has, without and with the prefix of its tower; the longest that fits decides.
-_MARKERS: Final = (
-    "vision_model.embeddings.class_embedding",
-    "visual.class_embedding",
-    "bert.embeddings.word_embeddings.weight",
-    "embeddings.word_embeddings.weight",
-    "embeddings.class_embedding",
-    "class_embedding",
-)
-# Counters that averaging code (torch.optim.swa_utils) keeps beside the tensors of a model.
-COUNTERS: Final = frozenset({"n_averaged"})
-
 # What torch.load may rebuild beside tensors, with the name that a pickle has for it: data, nothing that runs code.
 _MULTIARRAY: Final = (getattr(np, "_core", None) or np.core).multiarray  # NumPy 2 renamed it
 _NUMPY_DTYPES: Final = (
@@ -87,7 +76,7 @@ def prefix_of(names: Collection[str], where: object) -> str:
     Raises:
         CheckpointError: A prefix that no wrapper here is known to put, several, or one that not every name has.
     """
-    for marker in _MARKERS:
+    for marker in MARKERS:
         found = {name.removesuffix(marker) for name in names if name == marker or name.endswith(f".{marker}")}
         if not found:
             continue
@@ -114,7 +103,7 @@ def prefix_of(names: Collection[str], where: object) -> str:
 
 def is_stripped_tower(names: Collection[str]) -> bool:
     """Whether these are the names of OpenAI's image tower without ``visual.``, as a tower saved by itself has them."""
-    return {"class_embedding", "conv1.weight", "positional_embedding", "ln_pre.weight"} <= set(names)
+    return set(names) >= STRIPPED_TOWER
 
 
 def _holds_tensors(content: Mapping[Any, Any]) -> bool:

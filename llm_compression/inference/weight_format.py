@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from llm_compression.errors import WeightFormatError
+from llm_compression.files import whole_file
 
 WEIGHTS_FILE: Final = "weights.parquet"
 FORMAT_VERSION: Final = 1
@@ -186,12 +186,11 @@ def write_weights(
         WeightFormatError: A name is repeated or empty, a dtype cannot be stored, or a tensor is over 2 GiB.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     digest, fingerprints = TensorHash(), dict[str, str]()
     num_params = data_bytes = 0
-    try:
-        with pq.ParquetWriter(
+    with (
+        whole_file(target) as partial,
+        pq.ParquetWriter(
             partial,
             SCHEMA,
             compression=compression,
@@ -202,28 +201,24 @@ def write_weights(
             # one tensor a page: the checksum of a page is the checksum of a tensor
             data_page_size=1,
             write_batch_size=1,
-        ) as writer:
-            for _, block in groupby(tensors, key=lambda pair: block_of(pair[0])):
-                rows: list[dict[str, Any]] = []
-                for name, tensor in block:
-                    data = _checked_bytes(name, tensor, fingerprints)
-                    dtype, shape = DTYPE_NAMES[tensor.dtype], list(tensor.shape)
-                    digest.update(name, dtype, shape, data)
-                    fingerprints[name] = fingerprint(dtype, shape, data)
-                    num_params += tensor.numel()
-                    data_bytes += data.nbytes
-                    rows.append(
-                        {"layer_name": name, "shape": shape, "dtype": dtype, "data": data, "num_params": tensor.numel()}
-                    )
-                columns = [pa.array([row[column.name] for row in rows], column.type) for column in SCHEMA]
-                writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            complete = replace(metadata, tensors_sha256=digest.hexdigest(), fingerprints=fingerprints)
-            writer.add_key_value_metadata(complete.to_key_values())
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        ) as writer,
+    ):
+        for _, block in groupby(tensors, key=lambda pair: block_of(pair[0])):
+            rows: list[dict[str, Any]] = []
+            for name, tensor in block:
+                data = _checked_bytes(name, tensor, fingerprints)
+                dtype, shape = DTYPE_NAMES[tensor.dtype], list(tensor.shape)
+                digest.update(name, dtype, shape, data)
+                fingerprints[name] = fingerprint(dtype, shape, data)
+                num_params += tensor.numel()
+                data_bytes += data.nbytes
+                rows.append(
+                    {"layer_name": name, "shape": shape, "dtype": dtype, "data": data, "num_params": tensor.numel()}
+                )
+            columns = [pa.array([row[column.name] for row in rows], column.type) for column in SCHEMA]
+            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        complete = replace(metadata, tensors_sha256=digest.hexdigest(), fingerprints=fingerprints)
+        writer.add_key_value_metadata(complete.to_key_values())
     return WriteReport(target, len(fingerprints), num_params, data_bytes, target.stat().st_size, digest.hexdigest())
 
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from llm_compression.columns import binary_views
 from llm_compression.errors import MissingTensorError, WeightFormatError
-from llm_compression.inference.arrow_views import binary_views
 from llm_compression.inference.model_path import weight_file_of
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from llm_compression.errors import ConfigError
+from llm_compression.files import whole_file
 from llm_compression.models import shapes_model
 from llm_compression.models.pictures import IMAGE_SIZE, LABELS, SEEN, UNSEEN, Picture, draw_pictures
 from llm_compression.multimodal.clip_engine import CLIPEngine
@@ -72,13 +72,8 @@ def run_demo(output: Path, count: int, seed: int) -> list[Answer]:
     seen = draw_pictures(count - count // 2, seed, SEEN[::5] + SEEN[1::5] + SEEN[2::5])
     unseen = draw_pictures(count // 2, seed + 1, sorted(UNSEEN)[::3] + sorted(UNSEEN)[1::3] + sorted(UNSEEN)[2::3])
     found = answers(CLIPEngine(shapes_model()), [*seen, *unseen])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{os.getpid()}.partial{output.suffix}")
-    try:
-        contact_sheet(found).save(partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(output) as partial:
+        contact_sheet(found).save(partial, Image.registered_extensions()[output.suffix.lower()])
     return found
 
 

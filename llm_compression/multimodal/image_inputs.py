@@ -13,9 +13,8 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from llm_compression.columns import NamedBytes, arrow_values, series_values
 from llm_compression.errors import ImageError
-from llm_compression.inference.arrow_views import NamedBytes, arrow_values
-from llm_compression.inference.series import series_values
 from llm_compression.text.text_inputs import Text
 
 ImageLike: TypeAlias = (

@@ -10,9 +10,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from llm_compression.columns import arrow_values, series_values
 from llm_compression.errors import TextError
-from llm_compression.inference.arrow_views import arrow_values
-from llm_compression.inference.series import series_values
 
 
 @dataclass(frozen=True, slots=True)

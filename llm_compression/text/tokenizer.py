@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from llm_compression.errors import ConfigError, MissingDependencyError, MissingFileError, TextError
+from llm_compression.files import whole_file
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 INSTALL: Final = "pip install 'llm-compression[text]'"
@@ -223,4 +224,5 @@ def write_word_tokenizer(path: Path, words: Sequence[str], before: str, after: s
         # an unk_token that is not in the vocabulary: an unknown word is an error, for the library too
         "model": {"type": "WordLevel", "vocab": ids, "unk_token": "[UNK]"},
     }
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

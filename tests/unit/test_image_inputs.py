@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from llm_compression.columns import binary_views
 from llm_compression.errors import ImageError
-from llm_compression.inference.arrow_views import binary_views
 from llm_compression.multimodal.image_inputs import image_sources, list_images
 from llm_compression.multimodal.image_processor import ImageProcessor, read_image
 from llm_compression.multimodal.vision_encoder import VisionEncoder

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 
-from llm_compression.convert.key_maps import LEFT_OUT, OPENAI, TABLES, UNSUPPORTED, Entry, Family
+from llm_compression.convert import key_maps
+from llm_compression.convert.key_maps import (
+    LEFT_OUT,
+    MARKERS,
+    OLD_NORMS,
+    OPENAI,
+    STRIPPED_TOWER,
+    TABLES,
+    UNSUPPORTED,
+    Entry,
+    Family,
+)
 from llm_compression.multimodal.vision_config import VisionConfig
 
 FAMILIES: tuple[Family, ...] = ("huggingface", "huggingface_bare", "open_clip", "openai")
@@ -87,3 +100,35 @@ def test_nothing_that_a_tower_needs_is_left_out_or_called_unsupported(family: Fa
 def test_what_an_image_encoder_has_no_use_for_is_left_out(family: Family, name: str) -> None:
     """Drop ``position_ids``, OpenAI's three sizes, and the text tower under its names, ``text.`` included."""
     assert any(fnmatchcase(name, pattern) for pattern in LEFT_OUT[family])
+
+
+def tables_in(text: str, names: set[str]) -> list[int]:
+    """Lines of the tuples, lists, sets and mappings of a program that hold one of some names."""
+    literals = (ast.Tuple, ast.List, ast.Set, ast.Dict)
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, literals)
+        and any(isinstance(each, ast.Constant) and each.value in names for each in ast.iter_child_nodes(node))
+    ]
+
+
+@pytest.mark.requirement("33.10")
+def test_the_tables_are_in_one_file() -> None:
+    """33.10: THE Package SHALL keep every table of other projects' tensor names in one file of `convert`."""
+    names = {entry.source for table in TABLES.values() for entry in table.values()}
+    names |= {name.format(n=0) for name in names}
+    names |= {
+        *UNSUPPORTED,
+        *MARKERS,
+        *STRIPPED_TOWER,
+        *OLD_NORMS,
+        *(name for each in LEFT_OUT.values() for name in each),
+    }
+    # a word without a part is a key of a configuration too
+    names = {name for name in names if "." in name}
+    home = Path(key_maps.__file__)
+    found = {file.name: tables_in(file.read_text(encoding="utf-8"), names) for file in home.parent.glob("*.py")}
+    assert found.pop(home.name)
+    assert [f"{name}:{line}" for name, lines in sorted(found.items()) for line in lines] == []
+    assert tables_in('x = ("visual.proj",)\n\ny = {"module.": "", "ln_pre.weight": 1}', names) == [1, 3]

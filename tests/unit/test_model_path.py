@@ -11,7 +11,6 @@ from typing import Any, Final
 import pytest
 
 from llm_compression.cli import main
-from llm_compression.embedding_provider import get_default_provider
 from llm_compression.errors import LlmCompressionError, MissingFileError, WeightFormatError
 from llm_compression.harness.clip.checkpoints import LAYOUTS, Layout, make_checkpoint
 from llm_compression.inference.weight_format import WEIGHTS_FILE
@@ -20,6 +19,7 @@ from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.multimodal.vision_config import VisionConfig
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from llm_compression.multimodal.vision_provider import ArrowVisionProvider
+from llm_compression.open_model import get_default_provider
 from llm_compression.text.arrow_engine import ArrowEngine
 from llm_compression.text.text_encoder import TextEncoder
 

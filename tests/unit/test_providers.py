@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_compression.embedding_provider import MODEL_VARIABLE, EmbeddingProvider, get_default_provider
+from llm_compression.embedding_provider import EmbeddingProvider
 from llm_compression.errors import ConfigError, WeightFormatError
 from llm_compression.harness.clip.checkpoint_weights import make_weights
 from llm_compression.inference.weight_format import WEIGHTS_FILE, WeightMetadata, write_weights
 from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from llm_compression.multimodal.vision_provider import ArrowVisionProvider
+from llm_compression.open_model import MODEL_VARIABLE, get_default_provider
 from llm_compression.text.arrow_engine import ArrowEngine
 from llm_compression.text.text_inputs import Text
 from tests.provider_contract import ProviderContract

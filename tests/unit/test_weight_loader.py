@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from llm_compression.columns import binary_views
 from llm_compression.errors import WeightFormatError
 from llm_compression.inference import weight_loader
-from llm_compression.inference.arrow_views import binary_views
 from llm_compression.inference.weight_format import WeightMetadata, tensor_bytes, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
 

@@ -19,6 +19,7 @@ from typing import Final
 
 import llm_compression
 from llm_compression.convert import convert_checkpoint
+from llm_compression.files import whole_directory
 from llm_compression.harness.clip.checkpoints import VARIANTS, make_checkpoint
 from llm_compression.harness.clip.measure import make_reference
 from llm_compression.inference.weight_format import WEIGHTS_FILE
@@ -76,12 +77,8 @@ def prepare_model(variant: str, cache: str | os.PathLike[str], say: Callable[[st
     if home.is_dir():
         say(f"{variant}: found in {home}")
     else:
-        partial = home.with_name(f".{home.name}.{os.getpid()}.partial")
-        try:
+        with whole_directory(home) as partial:
             _make(variant, partial, image_size, say)
-            partial.replace(home)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         for stale in Path(cache).glob(f"{variant}-*"):
             if stale != home:
                 stale.unlink() if stale.is_symlink() else shutil.rmtree(stale)

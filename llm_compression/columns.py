@@ -1,4 +1,6 @@
-"""The values of an Arrow array, encoded bytes as views of the array's own memory.
+"""The values of a column: of Arrow, with encoded bytes as views of its own memory, and of pandas and polars.
+
+The last two are told by what they are called, so that neither library is imported.
 
 `pyarrow.BinaryScalar.as_buffer` copies each value; slicing a memoryview of the array's data buffer does not, and stays
 writable where the buffer is, as PyTorch wants it.
@@ -16,6 +18,7 @@ import pyarrow as pa
 # Values are taken out of an array so many at a time: a Python object for each of a long column would outweigh it.
 _SLICE: Final = 1024
 _INLINE: Final = 12
+_MISSING: Final = ("NAType", "NaTType")
 
 
 class NamedBytes(NamedTuple):
@@ -130,3 +133,27 @@ def _values(array: pa.Array) -> list[Any]:
     if any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_binary_view)):
         return list(binary_views(array))
     return list(array.to_pylist())
+
+
+def series_values(given: object) -> list[Any] | pa.Array | pa.ChunkedArray | None:
+    """The values of a pandas or polars Series (or a pandas Index), None for each that is missing.
+
+    Returns:
+        An Arrow array where the values are Arrow's already, a list of the very objects elsewhere; None where this is
+        no Series.
+    """
+    name, library = type(given).__name__, type(given).__module__.partition(".")[0]
+    column: Any = given
+    if library == "polars" and name == "Series":
+        # a column of Python objects has no Arrow type
+        return list(column.to_list()) if str(column.dtype) == "Object" else column.to_arrow()
+    if library == "pandas" and (name == "Series" or name.endswith("Index")):
+        values: Any = column.array
+        if type(values).__name__.startswith("Arrow"):
+            return values.__arrow_array__()
+        return [None if _is_missing(value) else value for value in column.tolist()]
+    return None
+
+
+def _is_missing(value: object) -> bool:
+    return (isinstance(value, float) and value != value) or type(value).__name__ in _MISSING

@@ -34,9 +34,9 @@ from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.harness.clip.measure import Bounds
 from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
+from llm_compression.harness.git import GitError, git
 from llm_compression.harness.paired.compare import Outcome, not_comparable
 from llm_compression.harness.paired.machine import machine
-from llm_compression.harness.spec.git import GitError, git
 from llm_compression.harness.spec.parser import Floor, read_specs
 
 MODELS: Final = ("b16", "b32")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.spec.git import GitError, changed, git
+from llm_compression.harness.git import GitError, changed, git
 
 WORKING_TREE: Final = "working-tree"
 PACKAGE: Final = "llm_compression"

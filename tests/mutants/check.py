@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.spec import git
+from llm_compression.harness import git
 from tests.mutants.sabotages import SABOTAGES, Command, Edit, Sabotage
 
 ROOT: Final = Path(__file__).parents[2]

@@ -292,7 +292,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "git where a hook's environment points",
-        (Edit(f"{HARNESS}/git.py", 'if not name.startswith("GIT_") or', "if True or"),),
+        (Edit("llm_compression/harness/git.py", 'if not name.startswith("GIT_") or', "if True or"),),
         _tests("tests/unit/test_git.py", "-k", "hook"),
         "test_a_hooks_environment_redirects_nothing",
     ),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm_compression.harness.git import commit_all, files, git, init
 from llm_compression.harness.spec.evidence import (
     COLLECTED,
     NOT_RUN,
@@ -32,7 +33,6 @@ from llm_compression.harness.spec.evidence import (
     write_joined,
     write_part,
 )
-from llm_compression.harness.spec.git import commit_all, files, git, init
 
 ROOT = Path(__file__).parents[2]
 TREE = Source("c0ffee", False, "a1")

@@ -14,12 +14,12 @@ import pytest
 
 from benchmarks.regression.worktrees import RevisionError, checked_out, default_base, find
 from llm_compression.harness.clip.report import commit_of
+from llm_compression.harness.git import GitError, changed, commit_all, environment, files, git, head, init
 from llm_compression.harness.spec.evidence import source_of
-from llm_compression.harness.spec.git import GitError, changed, commit_all, environment, files, git, head, init
 from tests.mutants.check import copy_of
 
 ROOT: Final = Path(__file__).parents[2]
-RUNS_GIT: Final = "llm_compression/harness/spec/git.py"
+RUNS_GIT: Final = "llm_compression/harness/git.py"
 # Every subcommand and option that the project uses, and since when git has it, by its release notes and history; empty
 # for what is older than 2.0.
 SINCE: Final = {
@@ -224,7 +224,7 @@ HOOK = """\
 import os, sys
 from pathlib import Path
 from llm_compression.harness.spec.evidence import source_of
-from llm_compression.harness.spec.git import commit_all, init
+from llm_compression.harness.git import commit_all, init
 
 scratch = Path(sys.argv[1])
 init(scratch / "own")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_compression.harness.spec import git
+from llm_compression.harness import git
 from tests.mutants import check
 from tests.mutants.check import SabotageError, apply, copy_of, missed
 from tests.mutants.sabotages import SABOTAGES, Edit, Sabotage

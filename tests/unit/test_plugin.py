@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from llm_compression.harness.git import commit_all, init
 from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY, Record, machine_facts, read_part, source_of
-from llm_compression.harness.spec.git import commit_all, init
 from tests.small_project import PLUGIN, Project
 
 CASES = """\

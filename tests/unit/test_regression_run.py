@@ -18,8 +18,8 @@ import pytest
 from benchmarks.regression import false_alarms, run
 from benchmarks.regression.rounds import METRICS, Comparison, Key, SideError, Take, Values
 from llm_compression.harness.clip.measure import Bounds, MeasurementError
+from llm_compression.harness.git import commit_all, git, init
 from llm_compression.harness.paired.compare import Outcome, Verdict
-from llm_compression.harness.spec.git import commit_all, git, init
 from llm_compression.harness.spec.parser import Floor
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from benchmarks.regression.worktrees import (
     find,
     is_dirty,
 )
-from llm_compression.harness.spec.git import commit_all, git, init
+from llm_compression.harness.git import commit_all, git, init
 
 
 def commit(root: Path, text: str) -> str:

@@ -1,9 +1,9 @@
 """Measures an encoder, each sample in a fresh process, and refuses a sample whose answers are wrong.
 
 `measure` starts a process that imports a system, loads a model and encodes seeded pixels; it returns one `Sample`. The
-program of that process is `llm_compression.harness.clip.sample`. No image is given twice in a row, and every embedding of a
-timed call is compared with the reference's, which a process of its own computed beforehand (`make_reference`). Times
-are in milliseconds, memory in MB (10^6 bytes).
+program of that process is `llm_compression.harness.clip.sample`. No image is given twice in a row, and every embedding
+of a timed call is compared with the reference's, which a process of its own computed beforehand (`make_reference`).
+Times are in milliseconds, memory in MB (10^6 bytes).
 """
 
 from __future__ import annotations

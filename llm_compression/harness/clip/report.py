@@ -30,8 +30,8 @@ from llm_compression.harness.clip.gates_text import (
 from llm_compression.harness.clip.measure import encode_files
 from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
 from llm_compression.harness.clip.photos import PHOTOS, Neighbour, neighbours, photo_paths
+from llm_compression.harness.git import GitError, changed, head
 from llm_compression.harness.paired.machine import MachineInfo, machine
-from llm_compression.harness.spec.git import GitError, changed, head
 from llm_compression.harness.spec.parser import read_specs
 
 INVALID_STATUS: Final = 4

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.errors import LlmCompressionError
-from llm_compression.harness.spec.git import GitError, changed, head
+from llm_compression.harness.git import GitError, changed, head
 
 EVIDENCE_DIRECTORY: Final = Path("reports", "evidence")
 # the session that runs no test and only says which there are

@@ -300,7 +300,7 @@ SABOTAGES: Final = (
         "the base of the first main branch that is there",
         (
             Edit(
-                "benchmarks/regression/worktrees.py",
+                "llm_compression/harness/paired/worktrees.py",
                 " if all(_contains(root, base, other) for other in bases.values())]",
                 "]",
             ),

@@ -8,8 +8,7 @@ from typing import Final
 
 import pytest
 
-from llm_compression.harness.clip import measure, models
-from llm_compression.harness.paired import machine
+from llm_compression.harness.clip import measure, models, this_machine
 
 # imported here, so that the runs inside a test do not import them anew each time
 from llm_compression.harness.spec import confirm, matrix
@@ -17,7 +16,7 @@ from llm_compression.harness.spec.evidence import EVIDENCE_DIRECTORY
 
 ROOT: Final = Path(__file__).parents[1]
 PLUGIN: Final = "llm_compression.harness.spec.plugin"
-LOADED: Final = (machine, measure, models)
+LOADED: Final = (measure, models, this_machine)
 
 REQUIREMENTS: Final = """\
 # Requirements: kettle

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from llm_compression.harness.clip.measure import CALLS, percentile, summarise
+from llm_compression.harness.clip.measure import CALLS, summarise
+from llm_compression.harness.paired.child import percentile
 
 if TYPE_CHECKING:
     from .conftest import GateRun

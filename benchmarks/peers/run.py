@@ -20,7 +20,7 @@ from benchmarks.peers.report import write_report
 from llm_compression.harness.clip.limit import Limit, measure_limit
 from llm_compression.harness.clip.measure import Bounds, Job, Sample, measure, summarise
 from llm_compression.harness.clip.models import CACHE_DIRECTORY, Model, prepare_model
-from llm_compression.harness.paired.machine import machine
+from llm_compression.harness.clip.this_machine import this_machine
 
 # What a peer's embeddings must meet for its time to count: bfloat16 rounds every product.
 BOUNDS: Final = {"float32": Bounds(min_cosine=0.99999), "bfloat16": Bounds(min_cosine=0.99)}
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], choices=sorted({each.system for each in CONTENDERS}))
     parser.add_argument("--out", type=Path, default=Path("reports"), help="directory (default: %(default)s)")
     options = parser.parse_args(arguments)
-    before = machine()
+    before = this_machine()
     models = {variant: run_variant(variant, options.rounds, options.only) for variant in options.variants}
     files = {}
     if "b32" in options.variants and not options.only:

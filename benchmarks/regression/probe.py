@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is asked and print the answer as one line of JSON."""
     parser = argparse.ArgumentParser(
         prog="python -P benchmarks/regression/probe.py",
-        description="Convert with or measure the package on PYTHONPATH. Started by benchmarks.regression.rounds.",
+        description="Convert with or measure the package on PYTHONPATH. Started by harness.paired.rounds.",
         epilog='example: python -P benchmarks/regression/probe.py sample \'{"worktree": "/tmp/base", ...}\'',
     )
     parser.add_argument("kind", choices=("convert", "sample"), help="what to do")

@@ -365,7 +365,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "git where a hook's environment points",
-        (Edit(f"{HARNESS}/git.py", 'if not name.startswith("GIT_") or', "if True or"),),
+        (Edit("llm_compression/harness/git.py", 'if not name.startswith("GIT_") or', "if True or"),),
         _tests("tests/unit/test_git.py", "-k", "hook"),
         "test_a_hooks_environment_redirects_nothing",
     ),
@@ -373,7 +373,7 @@ SABOTAGES: Final = (
         "the base of the first main branch that is there",
         (
             Edit(
-                "benchmarks/regression/worktrees.py",
+                "llm_compression/harness/paired/worktrees.py",
                 " if all(_contains(root, base, other) for other in bases.values())]",
                 "]",
             ),

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from llm_compression.harness.clip.gates_text import markdown_table
-from llm_compression.harness.paired.machine import machine
+from llm_compression.harness.clip.this_machine import this_machine
 from llm_compression.inference.processor import instruction_sets
 from tests.conftest import PATHS_RAN_VARIABLE
 from tests.processors.cells import CELLS, Cell
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, outcome, tests, ran, seconds = cells_of(outcomes[-1])
         print(f"{number}/{len(chosen)} {name}: {outcome}, {tests}; {ran or 'nothing ran'} ({seconds} s)", flush=True)
     REPORTS.mkdir(exist_ok=True)
-    facts = asdict(machine())
+    facts = asdict(this_machine())
     (REPORTS / "processors.md").write_text(to_markdown(outcomes, facts), encoding="utf-8")
     content = {"cells": [asdict(each) for each in outcomes], "machine": facts}
     (REPORTS / "processors.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -12,9 +12,9 @@ from typing import Final
 
 import pytest
 
-from benchmarks.regression.worktrees import RevisionError, checked_out, default_base, find
 from llm_compression.harness.clip.report import commit_of
 from llm_compression.harness.git import GitError, changed, commit_all, environment, files, git, head, init
+from llm_compression.harness.paired.worktrees import RevisionError, checked_out, default_base, find
 from llm_compression.harness.spec.evidence import source_of
 from tests.mutants.check import copy_of
 

@@ -22,15 +22,14 @@ from llm_compression.harness.clip.limit import measure_limit, model_gflop
 from llm_compression.harness.clip.measure import (
     Bounds,
     Job,
-    MeasurementError,
     encode_files,
     make_reference,
     measure,
     measure_growth,
-    percentile,
     summarise,
 )
-from llm_compression.harness.paired.machine import machine
+from llm_compression.harness.clip.this_machine import this_machine
+from llm_compression.harness.paired.child import MeasurementError, percentile
 from llm_compression.multimodal.vision_encoder import VisionEncoder
 from tests.conftest import AssertWithin
 from tests.strategies import random_array
@@ -177,7 +176,7 @@ def test_pixels_are_seeded_and_differ_from_image_to_image() -> None:
 
 def test_the_machine_names_what_a_figure_depends_on() -> None:
     """Every measurement carries its machine: processor, processors allowed, memory, system, and versions."""
-    info = machine()
+    info = this_machine()
     assert info.cores >= 1
     assert info.memory_mb > 0
     assert info.processor

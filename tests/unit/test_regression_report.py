@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
-from benchmarks.regression import history
-from benchmarks.regression.plots import sparkline, strip_plot, trend_plot
-from benchmarks.regression.report import FILES, Run, to_html, to_json, to_markdown, write_report
-from benchmarks.regression.rounds import METRICS, Comparison, Key
-from benchmarks.regression.trend import change_points, main, sections, series_of
-from benchmarks.regression.worktrees import WORKING_TREE, Revision
+from benchmarks.regression.project import METRICS, PROJECT
+from llm_compression.harness.paired import history
 from llm_compression.harness.paired.compare import Outcome, Rounds, decide, not_comparable
 from llm_compression.harness.paired.machine import MachineInfo
+from llm_compression.harness.paired.plots import sparkline, strip_plot, trend_plot
+from llm_compression.harness.paired.project import Key
+from llm_compression.harness.paired.report import FILES, Run, to_html, to_json, to_markdown, write_report
+from llm_compression.harness.paired.rounds import Comparison
+from llm_compression.harness.paired.trend import change_points, main, sections, series_of
+from llm_compression.harness.paired.worktrees import WORKING_TREE, Revision
 from llm_compression.harness.spec.parser import Floor
 
 INFO = MachineInfo("Processor X", 2, ("avx2",), 16000, 0.5, (), "Linux", "3.11.7", {"torch": "2.13.0"})
@@ -43,7 +45,7 @@ def run_of(**outcomes: Rounds | str) -> Run:
         higher = METRICS[name].higher_is_better
         verdict = not_comparable(given) if isinstance(given, str) else decide(given, 4, higher_is_better=higher)
         found.verdicts[key], found.rounds[key] = verdict, verdict.rounds
-    return Run(BASE, HEAD, found, INFO, "2026-01-03T00:00:00+00:00")
+    return Run(PROJECT, BASE, HEAD, found, INFO, "2026-01-03T00:00:00+00:00")
 
 
 REGRESSED = run_of(load=rounds(1), latency=rounds(1.1))
@@ -162,7 +164,7 @@ def test_figures_that_json_cannot_hold_are_null() -> None:
 def test_the_history_has_a_row_for_each_commit_and_metric(tmp_path: Path) -> None:
     """21.16: ... SHALL append one row for each commit, metric and fingerprint of the machine to the Parquet dataset."""
     run = REGRESSED
-    rows = history.rows_of(run.base, run.head, run.found, INFO, run.measured_at)
+    rows = history.rows_of(PROJECT, run.base, run.head, run.found, INFO, run.measured_at)
     assert {(row.commit[0], row.metric) for row in rows} == {
         (side, each) for side in "ab" for each in ("load", "latency")
     }
@@ -189,15 +191,15 @@ def test_the_history_forgets_what_is_no_commit() -> None:
     """21.16: ... one row for each commit: a working tree is none, and a commit beside itself is one."""
     working = replace(HEAD, name=WORKING_TREE)
     found = REGRESSED.found
-    assert {row.commit for row in history.rows_of(BASE, working, found, INFO, "now")} == {BASE.commit}
-    assert len(history.rows_of(BASE, BASE, found, INFO, "now")) == 2
+    assert {row.commit for row in history.rows_of(PROJECT, BASE, working, found, INFO, "now")} == {BASE.commit}
+    assert len(history.rows_of(PROJECT, BASE, BASE, found, INFO, "now")) == 2
 
 
 @pytest.mark.requirement("21.16")
 def test_the_fingerprint_is_that_of_the_machine() -> None:
     """21.16: what makes a figure another one is part of the fingerprint; the load of the moment is not."""
     same = replace(INFO, load_average=9.0, memory_mb=INFO.memory_mb + 20)
-    assert history.fingerprint(same) == history.fingerprint(INFO)
+    assert history.fingerprint(PROJECT, same) == history.fingerprint(PROJECT, INFO)
     others = (
         replace(INFO, processor="Y"),
         replace(INFO, cores=4),
@@ -205,7 +207,7 @@ def test_the_fingerprint_is_that_of_the_machine() -> None:
         replace(INFO, memory_mb=32000),
         replace(INFO, versions={"torch": "2.14.0"}),
     )
-    assert len({history.fingerprint(each) for each in (INFO, *others)}) == 6
+    assert len({history.fingerprint(PROJECT, each) for each in (INFO, *others)}) == 6
 
 
 def series(values: list[float], fingerprint: str = "x") -> list[history.Row]:
@@ -247,10 +249,10 @@ def test_machines_are_never_joined() -> None:
 @pytest.mark.requirement("21.17")
 def test_the_trend_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """21.17: WHEN `nox -s trend` is run, THE Trend Session SHALL draw each series of the history."""
-    assert main(["--out", str(tmp_path)]) == 1
+    assert main(PROJECT, ["--out", str(tmp_path)]) == 1
     assert "no history" in capsys.readouterr().err
     history.append(tmp_path / "history", series([80, 81, 80]))
-    assert main(["--out", str(tmp_path)]) == 0
+    assert main(PROJECT, ["--out", str(tmp_path)]) == 0
     assert "latency b16, ms" in capsys.readouterr().out
     assert "<circle" in (tmp_path / "trend.html").read_text(encoding="utf-8")
 

@@ -10,31 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.regression.rounds import (
-    METRICS,
+from benchmarks.regression.project import METRICS, PROJECT, Shared, converted
+from llm_compression.harness.clip.measure import Bounds
+from llm_compression.harness.clip.models import Model, prepare_model
+from llm_compression.harness.paired.child import MeasurementError
+from llm_compression.harness.paired.compare import LOOKS, Outcome
+from llm_compression.harness.paired.project import Key, Side, WrongAnswersError, keys_of
+from llm_compression.harness.paired.rounds import (
     SIDES,
     Comparison,
-    Key,
-    Side,
     SideError,
     Take,
     Values,
-    WrongAnswersError,
     compare_rounds,
-    converted,
-    keys_of,
     take_sample,
     taker,
 )
-from benchmarks.regression.worktrees import Revision
-from llm_compression.harness.clip.measure import Bounds, MeasurementError
-from llm_compression.harness.clip.models import Model, prepare_model
-from llm_compression.harness.paired.compare import LOOKS, Outcome
+from llm_compression.harness.paired.worktrees import Revision
 from llm_compression.harness.spec.parser import Floor, Spec
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {name: Floor(name, 4, "%") for name in METRICS}
-KEYS = keys_of(["b16", "b32"])
+KEYS = keys_of(PROJECT, ["b16", "b32"])
 
 
 def quiet(line: str) -> None:
@@ -59,7 +56,7 @@ class Machine:
         return {name: 100 * slower.get(name, 1) * float(np.exp(self.random.normal(0, self.noise))) for name in METRICS}
 
     def compare(self, budget_s: float, keys: Sequence[Key] = tuple(KEYS), take: Take | None = None) -> Comparison:
-        return compare_rounds(take or self.take, keys, FLOORS, budget_s, quiet, self.clock)
+        return compare_rounds(take or self.take, keys, METRICS, FLOORS, budget_s, quiet, self.clock)
 
 
 @pytest.mark.requirement("21.6", "21.18")
@@ -197,7 +194,9 @@ def test_the_probe_measures_the_worktree(model: Model, make_side: Callable[..., 
     base = make_side("base", "convert/__init__.py", "\nimport os\nos.environ['SIDE'] = 'base'\n")
     wrong = "\n_encode = VisionEncoder.encode_pixels\nVisionEncoder.encode_pixels = lambda *a, **k: -_encode(*a, **k)\n"
     head = make_side("head", "multimodal/vision_encoder.py", wrong)
-    take = taker(base, head, {"tiny": model}, tmp_path / "weights", {"tiny": Bounds(min_cosine=0.99)})
+    keep = (base.revision.tree, head.revision.tree)
+    shared = Shared(model, Bounds(min_cosine=0.99), tmp_path / "weights", keep)
+    take = taker(PROJECT, base, head, {"tiny": shared})
     values = take("base", "tiny")
     assert set(values) == set(METRICS)
     assert all(np.isfinite(value) and value > 0 for value in values.values())
@@ -213,12 +212,13 @@ def test_the_probe_measures_the_worktree(model: Model, make_side: Callable[..., 
 def test_the_probe_refuses_another_package(model: Model, make_side: Callable[..., Side], tmp_path: Path) -> None:
     """21.5: ... refuse a package that is imported from elsewhere than the worktree."""
     side = make_side("head")
-    file = converted(side, model, tmp_path / "weights", keep=[side.revision.tree])
+    shared = Shared(model, Bounds(), tmp_path / "weights", (side.revision.tree,))
+    converted(side, shared)
     shutil.rmtree(side.worktree / "llm_compression")
     # as an editable installation does, for a worktree without the package
     (side.worktree / "llm_compression").symlink_to(ROOT / "llm_compression")
     with pytest.raises(MeasurementError, match=r"llm_compression was imported from .*, expected from"):
-        take_sample(side, model, file, Bounds())
+        take_sample(PROJECT, side, "tiny", shared)
 
 
 @pytest.mark.requirement("21.9")
@@ -228,11 +228,11 @@ def test_a_converter_that_fails_is_an_error_of_its_side(
     """21.9: ... with the reason; nothing half-made stays in the cache."""
     side = make_side("head", "convert/__init__.py", "\nraise RuntimeError('broken converter')\n")
     with pytest.raises(MeasurementError, match="broken converter"):
-        converted(side, model, tmp_path / "weights", keep=[])
+        converted(side, Shared(model, Bounds(), tmp_path / "weights", ()))
     assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").iterdir())
     empty = Side(Revision("old", "old", "", "", ""), tmp_path)
     with pytest.raises(MeasurementError, match="has no package"):
-        converted(empty, model, tmp_path / "weights", keep=[])
+        take_sample(PROJECT, empty, "tiny", Shared(model, Bounds(), tmp_path / "weights", ()))
 
 
 @pytest.mark.requirement("21.5")
@@ -248,8 +248,7 @@ def test_no_image_twice_in_a_row(model: Model, make_side: Callable[..., Side], t
         "VisionEncoder.encode_pixels = _noting\n"
     )
     side = make_side("head", "multimodal/vision_encoder.py", note)
-    file = converted(side, model, tmp_path / "weights", keep=[])
-    take_sample(side, model, file, Bounds())
+    take_sample(PROJECT, side, "tiny", Shared(model, Bounds(), tmp_path / "weights", ()))
     sums = seen.read_text(encoding="utf-8").splitlines()
     assert len(sums) == 1 + 16 + 16 + 2 * 16
     assert all(one != other for one, other in pairwise(sums))

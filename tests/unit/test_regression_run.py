@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.regression import false_alarms, run
-from benchmarks.regression.rounds import METRICS, Comparison, Key, SideError, Take, Values
-from llm_compression.harness.clip.measure import Bounds, MeasurementError
+from benchmarks.regression import project
+from benchmarks.regression.project import METRICS, PROJECT, bounds_of, inject
+from llm_compression.harness.clip.measure import Bounds
 from llm_compression.harness.git import commit_all, git, init
+from llm_compression.harness.paired import run, study
+from llm_compression.harness.paired.child import MeasurementError
 from llm_compression.harness.paired.compare import Outcome, Verdict
+from llm_compression.harness.paired.project import Key
+from llm_compression.harness.paired.rounds import Comparison, SideError, Take, Values
 from llm_compression.harness.spec.parser import Floor
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +54,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Take], None]:
     """``measured(take)``: no process is started, `take` gives the values."""
 
     def use(take: Take) -> None:
-        monkeypatch.setattr(run, "prepare_model", lambda *_: None)
+        monkeypatch.setattr(project, "prepare_model", lambda *_: None)
         monkeypatch.setattr(run, "taker", lambda *_: take)
         monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
@@ -67,7 +71,7 @@ def verdict_of(checkout: Path) -> dict[str, Any]:
 def test_main_reports_a_regression(checkout: Path, measured: Callable[[Take], None]) -> None:
     """21.12, 21.16: 1 for a regression, the verdict at the top of `reports/regression.json`, rows in the history."""
     measured(lambda side, _: values(1.2 if side == "head" else 1.0))
-    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 1
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 1
     found = verdict_of(checkout)
     assert found["verdict"] == "REGRESSED"
     assert (found["base"]["subject"], found["head"]["subject"]) == ("one", "two")
@@ -85,7 +89,7 @@ def test_main_exits_with_0_where_nothing_changed(
     measured(lambda *_: values())
     (checkout / "new.txt").write_text("uncommitted", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 0
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 0
     assert verdict_of(checkout)["verdict"] == "SAME"
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "uncommitted changes are not measured" in text
@@ -102,8 +106,8 @@ def test_main_exits_with_3_where_nothing_can_be_compared(
     def fail(*_: object) -> None:
         raise MeasurementError("no reference")
 
-    monkeypatch.setattr(run, "prepare_model", fail)
-    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 3
+    monkeypatch.setattr(project, "prepare_model", fail)
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == 3
     assert verdict_of(checkout)["metrics"][0]["reason"] == "no reference"
 
 
@@ -116,11 +120,11 @@ def test_main_exits_with_2_for_wrong_usage(
     measured(lambda *_: values())
     (checkout / "reports").mkdir()
     (checkout / "reports" / "regression.json").write_text('{"exit_status": 0}', encoding="utf-8")
-    assert run.main(["--root", str(checkout), *arguments]) == 2
+    assert run.main(PROJECT, ["--root", str(checkout), *arguments]) == 2
     assert re.search(r"is no revision|there is no commit before", capsys.readouterr().err)
     assert not (checkout / "reports" / "regression.json").exists()
     with pytest.raises(SystemExit) as caught:
-        run.main(["--models", "none"])
+        run.main(PROJECT, ["--models", "none"])
     assert caught.value.code == 2
 
 
@@ -133,12 +137,12 @@ def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
     measured(lambda side, _: taken.append(side) or values())  # type: ignore[func-returns-value]
     (checkout / "README.md").write_text("no package", encoding="utf-8")
     commit_all(checkout, "three")
-    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
     assert not taken
     assert verdict_of(checkout)["verdict"] == "SAME"
     assert verdict_of(checkout)["identical"] is True
     # without it they are measured: a comparison of nothing
-    assert run.main(["--root", str(checkout), "--models", "tiny"]) == 0
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 0
     assert taken
 
 
@@ -163,7 +167,7 @@ def test_a_regression_is_confirmed_by_a_second_run(
         return {**values(), "latency": 100 * (change if side == "head" else 1)}
 
     measured(take)
-    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == status
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == status
     found = verdict_of(checkout)
     assert found["verdict"] == outcome.value
     outcomes = {each["metric"]: each["verdict"] for each in found["metrics"]}
@@ -182,7 +186,7 @@ def test_only_what_regressed_is_measured_again() -> None:
         asked.append(keys)
         return Comparison({bad: Verdict(Outcome.SAME)})
 
-    found = run.confirmed(first, lambda *_: values(), FLOORS, 1, compare)
+    found = run.confirmed(first, lambda *_: values(), METRICS, FLOORS, 1, compare)
     assert asked == [[bad]]
     assert found.verdicts[good].outcome is Outcome.SAME
     assert found.verdicts[bad].outcome is Outcome.INCONCLUSIVE
@@ -192,7 +196,7 @@ def test_only_what_regressed_is_measured_again() -> None:
 @pytest.mark.requirement("21.10")
 def test_the_bounds_are_those_of_the_gates() -> None:
     """21.10: out of bounds is what misses the gate of the precision in bfloat16."""
-    bounds = run.bounds_of(ROOT, ["b16", "tiny"])
+    bounds = bounds_of(ROOT, ["b16", "tiny"])
     assert bounds == {"b16": Bounds(min_cosine=0.999), "tiny": Bounds(min_cosine=0.99)}
 
 
@@ -245,18 +249,18 @@ def test_the_workflow_publishes_from_a_job_that_runs_no_code() -> None:
 @pytest.mark.requirement("21.19")
 def test_an_injection_is_read() -> None:
     """21.19: ... and with an injected slowdown."""
-    assert false_alarms.parse_injection("") == {}
-    assert false_alarms.parse_injection("latency=1.08,memory_mb=40") == {"latency": 1.08, "memory_mb": 40}
+    assert study.parse_injection("", PROJECT.injections) == {}
+    assert study.parse_injection("latency=1.08,memory_mb=40", PROJECT.injections) == {"latency": 1.08, "memory_mb": 40}
     for wrong in ("speed=2", "latency", "latency=fast"):
         with pytest.raises(argparse.ArgumentTypeError):
-            false_alarms.parse_injection(wrong)
+            study.parse_injection(wrong, PROJECT.injections)
 
 
 @pytest.mark.requirement("21.19")
 def test_an_injection_slows_the_encoder_down(tiny_model: Path, tmp_path: Path) -> None:
     """21.19: ... sleeps in proportion to each call and load, and keeps memory; the answers stay the same."""
     shutil.copytree(ROOT / "llm_compression", tmp_path / "llm_compression")
-    false_alarms.inject(tmp_path, {"latency": 1.5, "load": 3.0, "memory_mb": 2})
+    inject(tmp_path, {"latency": 1.5, "load": 3.0, "memory_mb": 2})
     program = (
         "import sys, time, torch\n"
         "slept = []\n"
@@ -289,16 +293,16 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
         taken.append(side)
         return values(1.2 if side == "head" else 1.0)
 
-    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=2, seconds=0) == 0
+    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=2, seconds=0) == 0
     assert not taken
-    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=2, seconds=60) == 2
+    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=2, seconds=60) == 2
     first = len(taken)
     with record.open("a", encoding="utf-8") as file:
         file.write('{"about": {"tree": "x"')  # cut off in the middle
-    assert false_alarms.study(take, ["tiny"], ROOT, record, about, runs=3, seconds=60) == 3
+    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=3, seconds=60) == 3
     assert len(taken) == first * 1.5
-    assert false_alarms.read_record(record, {**about, "tree": "y"}) == []
-    table = false_alarms.write_summary(tmp_path / "out", record)
+    assert study.read_record(record, {**about, "tree": "y"}) == []
+    table = study.write_summary(tmp_path / "out", record)
     assert "3 runs, 27 decisions" in table
     (found,) = json.loads((tmp_path / "out" / "false_alarms.json").read_text(encoding="utf-8"))
     latency = next(each for each in found["metrics"] if each["metric"] == "latency tiny")
@@ -316,7 +320,7 @@ def test_an_old_main_branch_is_a_note_of_the_report(checkout: Path, measured: Ca
     commit_all(checkout, "three")
     git(checkout, "update-ref", "refs/heads/master", "main~1")
     old, right = git(checkout, "rev-parse", "main~1"), git(checkout, "rev-parse", "main")
-    assert run.main(["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
+    assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
     found = verdict_of(checkout)
     assert found["base"]["commit"] == right
     assert found["notes"] == [
@@ -330,5 +334,5 @@ def test_a_base_that_is_not_there_is_wrong_usage(checkout: Path, capsys: pytest.
     """25.14: ... with the git command that fetches what is missing, and the status of wrong usage."""
     git(checkout, "branch", "-q", "-m", "work")
     git(checkout, "remote", "add", "origin", str(checkout))
-    assert run.main(["--root", str(checkout)]) == 2
+    assert run.main(PROJECT, ["--root", str(checkout)]) == 2
     assert "`git fetch origin '+refs/heads/*:refs/remotes/origin/*'`" in capsys.readouterr().err

@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.regression.worktrees import (
+from llm_compression.harness.git import commit_all, git, init
+from llm_compression.harness.paired import worktrees
+from llm_compression.harness.paired.worktrees import (
     WORKING_TREE,
+    Revision,
     RevisionError,
     checked_out,
     default_base,
-    find,
     is_dirty,
 )
-from llm_compression.harness.git import commit_all, git, init
+
+
+def find(root: Path, name: str) -> Revision:
+    """A revision with the tree of the package."""
+    return worktrees.find(root, name, "llm_compression")
 
 
 def commit(root: Path, text: str) -> str:

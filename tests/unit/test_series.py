@@ -15,9 +15,11 @@ import torch
 from llm_compression.harness.clip.accuracy import seeded_pixels
 from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.harness.clip.limit import PROGRAM, product_rounds, reading_rounds
-from llm_compression.harness.clip.measure import Bounds, Job, MeasurementError
+from llm_compression.harness.clip.live import encoder
+from llm_compression.harness.clip.measure import Bounds, Job
 from llm_compression.harness.clip.series import TURNS, DisturbedError, Series, Undisturbed, _pair
-from llm_compression.harness.paired.turns import Live, encoder, take_turns
+from llm_compression.harness.paired.child import MeasurementError
+from llm_compression.harness.paired.turns import Live, take_turns
 from llm_compression.harness.paired.waits import Waits
 from llm_compression.harness.spec.parser import Condition
 from llm_compression.inference.weight_format import WEIGHTS_FILE

@@ -8,18 +8,14 @@ Times are in milliseconds, memory in MB (10^6 bytes).
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final
 
-from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.clip.accuracy import Accuracy
+from llm_compression.harness.paired.child import MeasurementError, percentile, run_child
 from llm_compression.harness.paired.waits import Waits
 
 CALLS: Final = 64
@@ -27,10 +23,6 @@ REFERENCE_ROWS: Final = 80
 _PROGRAM: Final = ("-m", "llm_compression.harness.clip.sample")
 # nothing that is measured or compared with may ask a hub
 OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
-
-class MeasurementError(LlmCompressionError):
-    """A sample could not be taken, or its answers are wrong."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ def measure(job: Job, *, within: Bounds | None, timeout_s: float = 600) -> Sampl
     Raises:
         MeasurementError: The process failed, or an embedding is out of bounds.
     """
-    sample = _read_sample(job, run_child("sample", asdict(job), timeout_s))
+    sample = _read_sample(job, _ask("sample", asdict(job), timeout_s))
     if within is not None and not within.allow(sample.accuracy):
         raise MeasurementError(f"wrong answers, {sample.accuracy}, expected {within}: {job}")
     return sample
@@ -166,7 +158,7 @@ def make_reference(
             would pass for the other.
     """
     request = {"checkpoint": os.fspath(checkpoint), "out": os.fspath(out), "image_size": image_size, "rows": rows}
-    run_child("reference", {**request, "seed": seed}, timeout_s)
+    _ask("reference", {**request, "seed": seed}, timeout_s)
 
 
 def encode_files(
@@ -192,7 +184,7 @@ def encode_files(
     """
     request = {"system": system, "model": os.fspath(model), "dtype": dtype, "device": device, "out": os.fspath(out)}
     given = {"warm": warm, "files": [os.fspath(file) for file in files]}
-    return float(run_child("files", {**request, **given}, timeout_s)["encode_ms"])
+    return float(_ask("files", {**request, **given}, timeout_s)["encode_ms"])
 
 
 def measure_growth(
@@ -223,61 +215,8 @@ def measure_growth(
     """
     request = {"system": system, "model": os.fspath(model), "dtype": dtype, "device": device}
     counts = {"first": first, "calls": calls, "files": [os.fspath(file) for file in files]}
-    found = run_child("growth", {**request, **counts}, timeout_s)
+    found = _ask("growth", {**request, **counts}, timeout_s)
     return float(found["after_mb"]) - float(found["before_mb"])
-
-
-def run_child(
-    kind: str,
-    request: Mapping[str, Any],
-    timeout_s: float,
-    program: Sequence[str] = _PROGRAM,
-    environment: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run the child program and read the JSON object that is its last line of output.
-
-    Args:
-        kind: What it is to do, its first argument.
-        request: Its second; the time before its start is added.
-        timeout_s: After how many seconds it is ended.
-        program: The interpreter's arguments that name it.
-        environment: Variables beside those of this process.
-
-    Raises:
-        MeasurementError: It exited with another status than 0, ran out of time or printed something else.
-    """
-    started = time.monotonic()
-    command = [sys.executable, *program, kind, json.dumps({**request, "started": started})]
-    try:
-        variables = {**os.environ, **OFFLINE, **(environment or {})}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise MeasurementError(f"{kind}: not done after {timeout_s:g} s: {dict(request)}") from error
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise MeasurementError(f"{kind}: exit status {done.returncode}: {dict(request)}\n{last}")
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise MeasurementError(f"{kind}: printed {done.stdout[-200:]!r}, expected a line of JSON") from error
-    if not isinstance(answer, dict):
-        raise MeasurementError(f"{kind}: printed {done.stdout[-200:]!r}, expected a JSON object")
-    return answer
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Percentile with linear interpolation between the two nearest values.
-
-    Raises:
-        MeasurementError: There is no value.
-    """
-    if not values:
-        raise MeasurementError("a percentile of no values")
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, float]:
@@ -299,6 +238,10 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
         summary |= {"latency_p50_ms": percentile(latency, 50), "latency_p90_ms": percentile(latency, 90)}
     summary["cosine_min"] = min(sample.accuracy.cosine_min for sample in samples)
     return summary
+
+
+def _ask(kind: str, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    return run_child(kind, request, timeout_s, program=_PROGRAM, environment=OFFLINE)
 
 
 def _read_sample(job: Job, answer: dict[str, Any]) -> Sample:

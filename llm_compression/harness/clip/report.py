@@ -30,8 +30,9 @@ from llm_compression.harness.clip.gates_text import (
 from llm_compression.harness.clip.measure import encode_files
 from llm_compression.harness.clip.models import CACHE_DIRECTORY, prepare_model
 from llm_compression.harness.clip.photos import PHOTOS, Neighbour, neighbours, photo_paths
+from llm_compression.harness.clip.this_machine import this_machine
 from llm_compression.harness.git import GitError, changed, head
-from llm_compression.harness.paired.machine import MachineInfo, machine
+from llm_compression.harness.paired.machine import MachineInfo
 from llm_compression.harness.spec.parser import read_specs
 
 INVALID_STATUS: Final = 4
@@ -214,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--session", help="only gates of this session; the reports are named after it")
     parser.add_argument("--photos", metavar="VARIANT", help="encode the photos too, with this seeded model")
     options = parser.parse_args(arguments)
-    info = machine()
+    info = this_machine()
     out = options.out or options.root / "reports"
     name = f"gates-{options.session}" if options.session else "gates"
     for suffix in (".md", ".json"):

@@ -10,9 +10,11 @@ from typing import Any, Final, TypeVar
 from llm_compression.harness.clip.accuracy import Accuracy
 from llm_compression.harness.clip.checkpoints import VARIANTS
 from llm_compression.harness.clip.limit import model_gflop, pass_gflop, product_rounds, reading_rounds
-from llm_compression.harness.clip.measure import Bounds, Job, MeasurementError, Sample, measure
+from llm_compression.harness.clip.live import encoder
+from llm_compression.harness.clip.measure import Bounds, Job, Sample, measure
 from llm_compression.harness.clip.models import Model
-from llm_compression.harness.paired.turns import Live, encoder, take_turns
+from llm_compression.harness.paired.child import MeasurementError
+from llm_compression.harness.paired.turns import Live, take_turns
 from llm_compression.harness.paired.waits import Waits
 from llm_compression.harness.spec.parser import Condition
 

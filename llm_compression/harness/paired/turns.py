@@ -17,11 +17,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final
 
-from llm_compression.harness.clip.measure import OFFLINE, Job, MeasurementError
+from llm_compression.harness.paired.child import MeasurementError
 
 _TIMEOUT_S: Final = 300
 # after a call OpenMP's threads spin for a moment, which the next call would share the processors with
@@ -35,10 +34,18 @@ class Live:
         name: What it is, for errors.
         arguments: The interpreter's arguments that start it.
         timeout_s: After how many seconds without an answer it is ended.
+        environment: Variables beside those of this process.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        timeout_s: float = _TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._name, self._arguments, self._timeout_s = name, tuple(arguments), timeout_s
+        self._environment = dict(environment or {})
         self._answers: queue.Queue[str] = queue.Queue()
         self.ready: dict[str, Any] = {}
 
@@ -50,7 +57,7 @@ class Live:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **OFFLINE},
+            env={**os.environ, **self._environment},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -115,12 +122,6 @@ class Live:
         if not isinstance(answer, dict):
             raise MeasurementError(f"{self._name}: printed {line!r}, expected a JSON object")
         return answer
-
-
-def encoder(job: Job) -> Live:
-    """An encoder that makes one call for each line; what it says last has its accuracy and its waits."""
-    request = json.dumps(asdict(job))
-    return Live(f"{job.system} {job.dtype}", ("-m", "llm_compression.harness.clip.sample", "turns", request))
 
 
 def take_turns(one: Live, other: Live, turns: int, seed: int) -> list[tuple[float, float]]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.regression.page import html_page, html_table, markdown_table
-from benchmarks.regression.plots import strip_plot
-from benchmarks.regression.rounds import METRICS, Comparison, Key
-from benchmarks.regression.worktrees import Revision
 from llm_compression.harness.paired.compare import Interval, Outcome, Rounds, Verdict, overall
 from llm_compression.harness.paired.machine import MachineInfo
+from llm_compression.harness.paired.page import html_page, html_table, markdown_table
+from llm_compression.harness.paired.plots import strip_plot
+from llm_compression.harness.paired.project import Key, Metric, Project
+from llm_compression.harness.paired.rounds import Comparison
+from llm_compression.harness.paired.worktrees import Revision
 
 COLUMNS: Final = ("metric", "model", "base", "head", "change", "interval", "noise band", "rounds", "verdict")
 FILES: Final = ("regression.md", "regression.html", "regression.json")
@@ -30,6 +31,7 @@ class Run:
     """Everything that the files show.
 
     Attributes:
+        project: Whose revisions they are.
         base: What was compared with.
         head: What was measured.
         found: The verdicts and every value.
@@ -40,6 +42,7 @@ class Run:
         identical: Whether the package is the same on both sides and was not measured for that reason.
     """
 
+    project: Project
     base: Revision
     head: Revision
     found: Comparison
@@ -77,10 +80,11 @@ def headline(run: Run) -> str:
 def next_step(run: Run) -> str:
     """What to do now."""
     between = f"{run.base.short}..{run.head.short}"
-    again = f"`nox -s regression -- --base {run.base.short} --head {run.head.short}`"
+    package = run.project.package
+    again = f"`{run.project.command} --base {run.base.short} --head {run.head.short}`"
     needed = [each.rounds_needed for each in run.found.verdicts.values() if each.rounds_needed]
     return {
-        Outcome.REGRESSED: f"`git log -p {between} -- llm_compression` shows what changed; {again} measures again.",
+        Outcome.REGRESSED: f"`git log -p {between} -- {package}` shows what changed; {again} measures again.",
         Outcome.NOT_COMPARABLE: "mend the side that failed; its error is below the table.",
         Outcome.INCONCLUSIVE: "measure on a quieter machine, or longer: "
         f"{again} with a larger `--budget` (about {max(needed, default=0)} rounds).",
@@ -93,7 +97,7 @@ def rows(run: Run) -> list[tuple[str, ...]]:
     """The table: a row for each metric and model."""
     found: list[tuple[str, ...]] = []
     for key, verdict in run.found.verdicts.items():
-        rounds, unit = verdict.rounds, METRICS[key.metric].unit
+        rounds, unit = verdict.rounds, run.project.metrics[key.metric].unit
         change = verdict.change
         found.append(
             (
@@ -149,7 +153,7 @@ def to_html(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
     parts.append(html_table(COLUMNS, rows(run), bad))
     parts += ["<ul>", *(f"<li>{escape(note)}</li>" for note in remarks(run)), "</ul>", "<h2>Every sample</h2>"]
     for key, rounds in run.found.rounds.items():
-        if plot := strip_plot(rounds, METRICS[key.metric].unit):
+        if plot := strip_plot(rounds, run.project.metrics[key.metric].unit):
             parts.append(f"<h3>{escape(f'{key.metric} {key.model}')}</h3>{plot}")
     if trend:
         parts.append("<h2>Trend</h2>")
@@ -169,7 +173,7 @@ def to_json(run: Run) -> dict[str, Any]:
         "base": asdict(run.base),
         "head": asdict(run.head),
         "metrics": [
-            _metric(key, verdict, run.found.rounds.get(key, verdict.rounds))
+            _metric(run.project.metrics[key.metric], key, verdict, run.found.rounds.get(key, verdict.rounds))
             for key, verdict in run.found.verdicts.items()
         ],
         "notes": list(run.notes),
@@ -194,14 +198,14 @@ def write_report(out: Path, run: Run, trend: Sequence[tuple[str, str, str]], sum
     return text
 
 
-def _metric(key: Key, verdict: Verdict, rounds: Rounds) -> dict[str, Any]:
+def _metric(metric: Metric, key: Key, verdict: Verdict, rounds: Rounds) -> dict[str, Any]:
     def interval(found: Interval | None) -> dict[str, float | None] | None:
         return None if found is None else {name: _finite(value) for name, value in asdict(found).items()}
 
     return {
         "metric": key.metric,
         "model": key.model,
-        "unit": METRICS[key.metric].unit,
+        "unit": metric.unit,
         "verdict": verdict.outcome.value,
         "change": interval(verdict.change),
         "noise": interval(verdict.noise),

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from benchmarks.regression.rounds import METRICS, PROGRAM, Comparison
-from benchmarks.regression.worktrees import WORKING_TREE, Revision
 from llm_compression.harness.paired.machine import MachineInfo
+from llm_compression.harness.paired.project import Project
+from llm_compression.harness.paired.rounds import Comparison, measured_by
+from llm_compression.harness.paired.worktrees import WORKING_TREE, Revision
 
 DIRECTORY: Final = "history"
 SCHEMA: Final = pa.schema(
@@ -45,19 +46,21 @@ class Row:
     processor: str
 
 
-def fingerprint(info: MachineInfo) -> str:
+def fingerprint(project: Project, info: MachineInfo) -> str:
     """What must be equal for two measurements to be compared: the machine, the versions and the measuring program."""
     # a kernel reports a few MB more or less after an update
     machine = (info.processor, info.cores, info.flags, round(info.memory_mb / 1000), info.python)
-    program = hashlib.sha256(b"".join(path.read_bytes() for path in PROGRAM)).hexdigest()
+    program = hashlib.sha256(b"".join(path.read_bytes() for path in measured_by(project))).hexdigest()
     text = json.dumps([*machine, sorted(info.versions.items()), program])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def rows_of(base: Revision, head: Revision, found: Comparison, info: MachineInfo, measured_at: str) -> tuple[Row, ...]:
+def rows_of(
+    project: Project, base: Revision, head: Revision, found: Comparison, info: MachineInfo, measured_at: str
+) -> tuple[Row, ...]:
     """A row for each side and metric that was measured; the control's values are the base's too."""
     rows = []
-    machine = fingerprint(info)
+    machine = fingerprint(project, info)
     for key, rounds in found.rounds.items():
         sides = [(base, (*rounds.base, *rounds.control))]
         if head.commit != base.commit and head.name != WORKING_TREE:
@@ -65,7 +68,7 @@ def rows_of(base: Revision, head: Revision, found: Comparison, info: MachineInfo
         for revision, values in sides:
             if values:
                 about = (revision.commit, revision.committed_at, revision.subject)
-                unit, value = METRICS[key.metric].unit, median(values)
+                unit, value = project.metrics[key.metric].unit, median(values)
                 where = (measured_at, info.processor)
                 rows.append(Row(*about, key.metric, key.model, machine, unit, value, values, *where))
     return tuple(rows)

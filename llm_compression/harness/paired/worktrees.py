@@ -1,4 +1,4 @@
-"""Revisions of this repository: which to compare, and temporary worktrees of them, always removed."""
+"""Revisions of a repository: which to compare, and temporary worktrees of them, always removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.git import GitError, changed, git
 
 WORKING_TREE: Final = "working-tree"
-PACKAGE: Final = "llm_compression"
 _MAIN: Final = ("main", "master")
 # what is developed on is one of these, where there are several remotes
 _REMOTES: Final = ("origin", "upstream")
@@ -48,8 +47,13 @@ class Revision:
         return WORKING_TREE if self.name == WORKING_TREE else self.commit[:10]
 
 
-def find(root: Path, name: str) -> Revision:
+def find(root: Path, name: str, package: str = "") -> Revision:
     """The commit of this name; `WORKING_TREE` is HEAD with the uncommitted changes of tracked files.
+
+    Args:
+        root: The checkout.
+        name: What git calls it.
+        package: The directory whose hash is its tree, relative to the top; all of the repository where it is empty.
 
     Raises:
         RevisionError: There is no such commit.
@@ -66,7 +70,7 @@ def find(root: Path, name: str) -> Revision:
     about = git(root, "log", "-1", "--no-show-signature", "--encoding=UTF-8", "--format=%cI%n%s", commit)
     committed_at, _, subject = about.partition("\n")
     try:
-        tree = git(root, "rev-parse", "--verify", "--quiet", f"{commit}:{PACKAGE}")
+        tree = git(root, "rev-parse", "--verify", "--quiet", f"{commit}:{package}")
     except GitError:
         tree = ""
     # a message may be of any encoding

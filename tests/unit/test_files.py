@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -152,18 +153,20 @@ def test_a_disk_that_is_full(tmp_path: Path, existing: bool) -> None:
 
 
 @pytest.fixture
-def unwritable(tmp_path: Path) -> Iterator[Path]:
-    """A directory that takes no file of this process, also where that is root's."""
-    directory = tmp_path / "closed"
-    directory.mkdir(mode=0o555)
+def unwritable() -> Iterator[Path]:
+    """A directory that takes no file of this process, also where that is root's, and that it can look into."""
     is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield directory
-    finally:
+    # pytest's own directories let nobody else through
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o555)
         if is_root:
-            os.seteuid(0)
+            os.seteuid(65534)
+        try:
+            yield Path(directory)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            Path(directory).chmod(0o700)
 
 
 @pytest.mark.requirement("33.3")
@@ -175,7 +178,8 @@ def test_a_directory_that_takes_no_file(unwritable: Path) -> None:
     with pytest.raises(PermissionError) as raised, whole_file(target):
         entered = True
     assert not entered
-    assert "partial" not in str(raised.value)
+    assert str(raised.value).endswith(f"{str(target)!r}")
+    assert names(unwritable) == []
 
 
 @pytest.mark.requirement("33.3")

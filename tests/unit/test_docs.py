@@ -28,7 +28,7 @@ from llm_compression.models import shapes_model
 from tests.pages import PAGES, ROOT, anchors, blocks_and_prose, links, prepare
 
 DOCS: Final = ROOT / "docs"
-GUIDES: Final = ("quickstart", "convert", "encode", "classify", "search", "gate", "reports", "weight-format", "api")
+GUIDES: Final = ("quickstart", "convert", "encode", "classify", "find", "gate", "reports", "weight-format", "api")
 # page and first line of each Python block that is not run, with the reason that stands above it: none
 NOT_RUN: Final[dict[str, str]] = {}
 SHELLS: Final = ("sh",)
@@ -216,6 +216,8 @@ def test_the_pages_are_there_and_in_the_navigation() -> None:
     listed = {line for tree in trees for line in tree if line and not line.startswith(":")}
     assert listed == {page.stem for page in DOCS.glob("*.md")} - {"index"}
     assert set(GUIDES) <= listed
+    # pages that Sphinx makes, which would take the place of ours
+    assert not listed & {"search", "genindex", "modindex"}
     assert {f"{name}.md" for name in listed} <= set(links(prose))
 
 

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -63,13 +64,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of one page's own, in which its blocks run."""
     for found in prepared.iterdir():
-        (tmp_path / found.name).symlink_to(found)
-    # what a page writes is its own
-    for name in ("models", "reports"):
-        (tmp_path / name).unlink()
-        (tmp_path / name).mkdir()
-        for found in (prepared / name).iterdir():
-            (tmp_path / name / found.name).symlink_to(found)
+        # what a page writes into is its own
+        if found.name in ("models", "reports"):
+            shutil.copytree(found, tmp_path / found.name)
+        else:
+            (tmp_path / found.name).symlink_to(found)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     for variable in [name for name in os.environ if name.startswith("PYTEST_")]:

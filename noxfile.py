@@ -84,7 +84,7 @@ def evidence(name: str) -> tuple[str, str]:
 @nox.session(default=False)
 def environment(session: nox.Session) -> None:
     """Install what the sessions that import PyTorch share: the package, editable, with its harness."""
-    packages = ("-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types"))
+    packages = ("-e", ".[harness,regression]", *nox.project.dependency_groups(PROJECT, "types", "docs"))
     install(session, *packages, torch=True)
 
 
@@ -205,6 +205,13 @@ def spec(session: nox.Session) -> None:
     # which tests there are; what they cite is checked also where none was run
     run_python(session, "-m", "pytest", "tests", "benchmarks/gates", "--collect-only", "-qqq", *evidence("collected"))
     run_python(session, "-m", "llm_compression.harness.spec.matrix", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"], default=False)
+def docs(session: nox.Session) -> None:
+    """Build the pages of docs/ into reports/docs, offline; a warning, such as a broken link, fails the session."""
+    strict = ("--fail-on-warning", "--keep-going", "--fresh-env")
+    run_python(session, "-m", "sphinx", *strict, "--builder", "html", "docs", "reports/docs", *session.posargs)
 
 
 @nox.session(default=False)

@@ -17,16 +17,17 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 SESSIONS = (
-    *("lint", "types", "tests", "parity", "gates", "gates_gpu", "spec", "build"),
-    *("peers", "regression", "trend", "mutants"),
+    *("lint", "types", "tests", "parity", "lowest", "gates", "gates_gpu", "spec", "build", "docs"),
+    *("peers", "regression", "trend", "mutants", "processors"),
 )
 
 
 @pytest.mark.requirement("12.8")
 @pytest.mark.parametrize("name", SESSIONS)
 def test_sessions_say_what_they_do(name: str) -> None:
-    """12.8: THE Package SHALL provide the nox sessions `lint`, `types`, `tests`, `parity`, `gates`, `gates_gpu`,
-    `spec`, `build`, `peers`, `regression`, `trend` and `mutants`, each with a docstring of one line."""
+    """12.8: THE Package SHALL provide the nox sessions `lint`, `types`, `tests`, `parity`, `lowest`, `gates`,
+    `gates_gpu`, `spec`, `build`, `docs`, `peers`, `regression`, `trend`, `mutants` and `processors`, each with a
+    docstring of one line."""
     functions = {
         node.name: node
         for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
@@ -142,6 +143,36 @@ def test_the_lowest_versions_are_those_of_the_metadata(sessions: ModuleType) -> 
     highest = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     for name, version in lowest.items():
         assert Version(version) <= Version(highest[name.lower()]), name
+
+
+class DocsSession:
+    """As much of nox's session as builds the pages."""
+
+    posargs: tuple[str, ...] = ()
+
+    def __init__(self, directory: Path) -> None:
+        self.env_dir = directory / "docs"
+        self.ran: list[tuple[str, ...]] = []
+
+    def run(self, *command: str, success_codes: tuple[int, ...]) -> None:
+        assert success_codes == (0,)
+        self.ran.append(command[1:])
+
+
+@pytest.mark.requirement("31.8")
+def test_the_pages_are_built_strictly(sessions: ModuleType, tmp_path: Path) -> None:
+    """31.8: WHEN `nox -s docs` is run, THE Package SHALL build the pages without a network connection, and fail on a
+    warning: nothing in the configuration asks another host, and the builder is told that a warning is an error."""
+    session = DocsSession(tmp_path)
+    sessions.docs(session)
+    (command,) = session.ran
+    assert command[:2] == ("-m", "sphinx")
+    assert {"--fail-on-warning", "--keep-going", "--fresh-env", "docs"} <= set(command)
+    configuration = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
+    assert "http" not in configuration
+    assert "intersphinx" not in configuration
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("python -m nox -s ") and "docs" in line.split() for line in lines)
 
 
 @pytest.mark.requirement("20.12")

@@ -342,7 +342,9 @@ def test_the_comparison_loads_no_encoder() -> None:
     )
     loaded = done.stdout.split()
     assert not {"torch", "transformers", "pytest"} & set(loaded)
-    own = [name for name in loaded if name.startswith("llm_compression.") and name != "llm_compression.harness"]
+    # the package itself, which is above every module of it, loads its table of old names
+    above = ("llm_compression.harness", "llm_compression.moved")
+    own = [name for name in loaded if name.startswith("llm_compression.") and name not in above]
     assert [name for name in own if not f"{name}.".startswith(tuple(f"{each}." for each in ALLOWED))] == []
 
 

@@ -38,11 +38,14 @@ def cosine(a: Embeddings, b: Embeddings) -> Array:
     """
     import torch
 
+    from llm_compression.inference.settings import own_settings
+
     tables = [table_of(a, "a"), table_of(b, "b")]
     if tables[0].shape[1] != tables[1].shape[1]:
         raise ConfigError(f"embeddings of width {tables[0].shape[1]} and {tables[1].shape[1]}, expected one width")
     first, second = (torch.from_numpy(_unit(table, name)) for table, name in zip(tables, "ab", strict=True))
-    out: Array = (first @ second.T).numpy()
+    with own_settings():
+        out: Array = (first @ second.T).numpy()
     return out
 
 

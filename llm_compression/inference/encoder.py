@@ -15,6 +15,7 @@ from llm_compression.inference.clip_file import is_clip
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.linear import Linear, resolve_device, resolve_dtype
 from llm_compression.inference.placement import Slot, place
+from llm_compression.inference.settings import own_settings
 from llm_compression.inference.threads import limit_threads, require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 
@@ -81,9 +82,11 @@ class Encoder(ABC, Generic[SizesT]):
         require_unforked(self.device, self._process)
         self.dtype = resolve_dtype(dtype, self.device)
         loader.check(config.expected_shapes(), others if is_clip(loader.config) else ())
-        with torch.device("meta"):
-            self._build()
-        place(loader, self._slots())
+        # plain tensors also where the caller is in inference mode, since the encoder outlives that
+        with own_settings(), torch.inference_mode(False):
+            with torch.device("meta"):
+                self._build()
+            place(loader, self._slots())
         for part in vars(self).values():
             if isinstance(part, nn.Module):
                 part.eval()

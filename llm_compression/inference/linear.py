@@ -19,6 +19,7 @@ from llm_compression.errors import ConfigError
 from llm_compression.inference.packed_module import PackedModule
 from llm_compression.inference.paths import choose
 from llm_compression.inference.processor import multiplies_bfloat16
+from llm_compression.inference.settings import undisturbed
 
 QUICK_GELU_SCALE: Final = 1.702
 
@@ -133,12 +134,15 @@ def to_be_packed(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @cache
+@undisturbed  # what is found holds for the process
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the packed operators exist here and give what `torch.nn.functional.linear` gives."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*size, generator=generator).to(dtype) for size in ((5, 24), (40, 24), (40,)))
+    sizes, generator = ((5, 24), (40, 24), (40,)), torch.Generator("cpu").manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*size, generator=generator, dtype=torch.float32, device="cpu").to(dtype) for size in sizes
+    )
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         for activation in _FUSED:

@@ -29,4 +29,4 @@ def reuse_freed_memory() -> None:
     of nearly the largest size that it counts, never written and so never in memory, sets it for good; other C libraries
     lose nothing by it.
     """
-    torch.empty(REUSABLE_BYTES - (1 << 20), dtype=torch.uint8)
+    torch.empty(REUSABLE_BYTES - (1 << 20), dtype=torch.uint8, device="cpu")

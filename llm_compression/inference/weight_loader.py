@@ -340,7 +340,7 @@ def _state_of(path: Path) -> tuple[int, ...]:
 
 def _as_tensor(info: TensorInfo, data: memoryview) -> torch.Tensor:
     if not info.num_params:
-        return torch.empty(info.shape, dtype=info.dtype)
+        return torch.empty(info.shape, dtype=info.dtype, device="cpu")
     if np.frombuffer(data, np.uint8).ctypes.data % info.dtype.itemsize:
         data = memoryview(bytearray(data))  # PyTorch needs its elements aligned; this one follows one of odd length
     return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)

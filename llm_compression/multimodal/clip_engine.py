@@ -210,7 +210,7 @@ class CLIPEngine(ImageEncoding):
             start = end
 
     def _embed_batch(self, batch: _Mixed, normalize: bool) -> Tensor:
-        out = torch.empty(len(batch), self.dimension)
+        out = torch.empty(len(batch), self.dimension, dtype=torch.float32, device="cpu")
         try:
             if batch.pictured:
                 out[batch.pictured] = self.vision._embed_batch(batch.pixels, normalize)

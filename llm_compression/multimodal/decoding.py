@@ -166,6 +166,8 @@ def _decoded(file: Any, formats: Sequence[str], strict: bool, keep: bool) -> Ite
                 if image.format == "TIFF":
                     _check_deflate(image, file)
                 image.load()
+                if isinstance(picture, PngPicture):
+                    picture.require_all_rows(_last_row(image))
                 if isinstance(picture, JpegPicture) and (strict or not picture.is_single_scan):
                     _check_scans(image, picture, strict)
                 turned = upright(image, orientation)
@@ -176,6 +178,13 @@ def _decoded(file: Any, formats: Sequence[str], strict: bool, keep: bool) -> Ite
                     if pixels >= _TRIMMED_PIXELS:
                         # else each thread's heap keeps the memory of the largest picture that it has decoded
                         release_memory()
+
+
+def _last_row(image: Image.Image) -> bytes:
+    # Pillow's crop looks at its own limit of pixels
+    row = Image.new(image.mode, (image.width, 1))
+    row.paste(image, (0, 1 - image.height))
+    return row.tobytes()
 
 
 def _opened(file: Any, formats: Sequence[str]) -> tuple[Any, PngPicture | JpegPicture | None]:

@@ -232,7 +232,7 @@ class ImageEncoding(EmbeddingMethods):
             rows = self._embed_readable(batch, normalize, readable)
             positions.append(readable)
             if on_error == "null" and wrong:
-                padded = torch.full((taken - start, self.dimension), math.nan)
+                padded = torch.full((taken - start, self.dimension), math.nan, dtype=torch.float32, device="cpu")
                 padded[readable - start] = rows
                 rows = padded
             table.append(rows)
@@ -243,7 +243,7 @@ class ImageEncoding(EmbeddingMethods):
 
     def _embed_readable(self, batch: Sized, normalize: bool, positions: npt.NDArray[np.int64]) -> Tensor:
         if not len(batch):
-            return torch.empty(0, self.dimension)
+            return torch.empty(0, self.dimension, dtype=torch.float32, device="cpu")
         try:
             return self._embed_batch(batch, normalize)
         except (ImageError, TextError) as error:
@@ -256,8 +256,9 @@ class _Table:
     """Rows that come in parts; where their number is known, each part goes straight to its place."""
 
     def __init__(self, count: int | None, dimension: int) -> None:
-        self._whole = None if count is None else torch.empty(count, dimension)
-        self._parts = [] if count is not None else [torch.empty(0, dimension)]
+        table = torch.empty(count or 0, dimension, dtype=torch.float32, device="cpu")
+        self._whole = None if count is None else table
+        self._parts = [] if count is not None else [table]
         self._filled = 0
 
     def append(self, rows: Tensor) -> None:

@@ -23,6 +23,9 @@ _ANCILLARY: Final = frozenset(
 )
 _TEXT_LIMIT: Final = 1 << 24
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# First column and row of each pass of an interlaced picture, and the steps to the next ones (W3C PNG, 8.1).
+_ADAM7: Final = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PIECE: Final = 1 << 20
 
 
 class DamageError(ValueError):
@@ -40,6 +43,38 @@ class PngPicture:
 
     parts: list[bytes | memoryview] = field(default_factory=lambda: [SIGNATURE])
     orientation: int | None = None
+
+    def require_all_rows(self, last_row: bytes) -> None:
+        """Refuse a picture whose data end after a whole row before the last, which Pillow takes for a whole one.
+
+        Args:
+            last_row: As Pillow decoded it, which leaves what is missing zero: the data are counted only then, or where
+                the rows do not stand in their order.
+
+        Raises:
+            DamageError: Rows are missing.
+        """
+        header = self.parts[1][8:21]
+        width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+        if any(last_row) and not interlaced:
+            return
+        bits = depth * _CHANNELS.get(colours, 1)
+        passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+        expected = 0
+        for left, top, across, down in passes:
+            columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+            expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+        found, inflate = 0, zlib.decompressobj()
+        for part in self.parts[1:]:
+            rest: bytes | memoryview = part[8:-4] if part[4:8] == b"IDAT" else b""
+            while rest and not inflate.eof and found < expected:
+                found += len(inflate.decompress(rest, _PIECE))
+                rest = inflate.unconsumed_tail
+        # what inflate still holds back of the last piece
+        while found < expected and not inflate.eof and (held := inflate.decompress(b"", _PIECE)):
+            found += len(held)
+        if found < expected:
+            raise DamageError(f"PNG: data of {found} bytes, expected {expected} for {width} x {height} pixels")
 
 
 def read_png(data: memoryview) -> PngPicture:

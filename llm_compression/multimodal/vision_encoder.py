@@ -25,6 +25,7 @@ from llm_compression.inference.linear import PatchConv2d, frozen, kept
 from llm_compression.inference.memory import REUSABLE_BYTES
 from llm_compression.inference.packed_module import Network
 from llm_compression.inference.placement import Slot
+from llm_compression.inference.settings import own_settings, undisturbed
 from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_encoding import ImageEncoding
@@ -120,6 +121,7 @@ class VisionEncoder(Encoder[VisionConfig], ImageEncoding):
     @overload
     def forward(self, pixels: Tensor, intermediates: Literal[True]) -> dict[str, Tensor]: ...
 
+    @undisturbed
     def forward(self, pixels: Tensor, intermediates: bool = False) -> Tensor | dict[str, Tensor]:
         """One pass: float32 (n, 3, S, S) on the CPU or the encoder's device, to float32 (n, dimension), not normalised.
 
@@ -197,8 +199,8 @@ class VisionEncoder(Encoder[VisionConfig], ImageEncoding):
         """As `encode_pixels`, to a tensor."""
         pixels = batch
         self.patch_embedding.check(pixels)
-        out = torch.empty(len(pixels), self.dimension)
-        with torch.inference_mode():
+        out = torch.empty(len(pixels), self.dimension, dtype=torch.float32, device="cpu")
+        with own_settings(), torch.inference_mode():
             done = 0
             for part in pixels.chunk(max(1, math.ceil(len(pixels) / self._images_per_pass))):
                 embeddings = self._embed(part)

@@ -21,6 +21,7 @@ from llm_compression.inference.encoder import Encoder
 from llm_compression.inference.layer_weights import core_slots, norm_slot
 from llm_compression.inference.linear import frozen, kept
 from llm_compression.inference.placement import Slot
+from llm_compression.inference.settings import own_settings, undisturbed
 from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.progress import progress
@@ -73,6 +74,7 @@ class TextEncoder(Encoder[TextConfig]):
     @overload
     def forward(self, ids: Tensor, padding: Tensor | None, intermediates: Literal[True]) -> dict[str, Tensor]: ...
 
+    @undisturbed
     def forward(
         self, ids: Tensor, padding: Tensor | None = None, intermediates: bool = False
     ) -> Tensor | dict[str, Tensor]:
@@ -177,12 +179,12 @@ class TextEncoder(Encoder[TextConfig]):
         """
         require_batch_size(batch_size)
         checked = [self._checked(row, position) for position, row in enumerate(rows)]
-        out = torch.empty(len(checked), self.dimension)
+        out = torch.empty(len(checked), self.dimension, dtype=torch.float32, device="cpu")
         order = sorted(range(len(checked)), key=lambda i: len(checked[i]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         total = math.ceil(len(order) / batch_size)
         for batch in progress(batches, total=total, label="encoding", enabled=show_progress):
-            with torch.inference_mode():
+            with own_settings(), torch.inference_mode():
                 embeddings = self(*self._padded([checked[i] for i in batch]))
                 out[batch] = self._rows(embeddings, normalize, partial(_refused, batch)).to(out.device)
         return out if convert_to_tensor else out.numpy()
@@ -208,7 +210,7 @@ class TextEncoder(Encoder[TextConfig]):
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """int64 (n, longest), and the mask where it is needed: a CLIP's end token sees nothing behind it."""
         longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=self.device)
         lengths = [len(row) for row in rows]
         if not self.config.is_bert or min(lengths) == longest:
             return ids, None

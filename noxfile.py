@@ -31,7 +31,7 @@ CONSTRAINTS: Final = ("-c", str(ROOT / "constraints.txt"))
 CPU_BUILDS: Final = "https://download.pytorch.org/whl/cpu"
 RESULTS: Final = ROOT / ".cache" / "gate-results.json"
 # each computes on one thread
-WORKERS: Final = ("-n", "logical", "--dist", "loadfile")
+WORKERS: Final = ("-n", "logical", "--dist", "loadfile", "-p", "no:benchmark")
 EVIDENCE: Final = ROOT / "reports" / "evidence"
 
 

@@ -38,7 +38,7 @@ def cosine(a: Embeddings, b: Embeddings) -> Array:
     """
     import torch
 
-    from llm_compression.inference.settings import own_settings
+    from llm_compression.settings import own_settings
 
     tables = [table_of(a, "a"), table_of(b, "b")]
     if tables[0].shape[1] != tables[1].shape[1]:

@@ -45,6 +45,10 @@ for _name, _examples in (("default", 100), ("thorough", 1000)):
     )
 settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 
+# what a test starts is no worker of pytest-xdist, whoever runs the test
+for _name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+    del os.environ[_name]
+
 # a product of tiny matrices on two threads is slower than on one, much slower beside other processes
 torch.set_num_threads(int(os.environ.get(THREADS_VARIABLE, "1")))
 

@@ -15,9 +15,9 @@ from llm_compression.inference.clip_file import is_clip
 from llm_compression.inference.inference_core import InferenceCore
 from llm_compression.inference.linear import Linear, resolve_device, resolve_dtype
 from llm_compression.inference.placement import Slot, place
-from llm_compression.inference.settings import own_settings
 from llm_compression.inference.threads import limit_threads, require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
+from llm_compression.settings import own_settings
 
 
 class _Sizes(Protocol):

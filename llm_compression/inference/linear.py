@@ -19,7 +19,7 @@ from llm_compression.errors import ConfigError
 from llm_compression.inference.packed_module import PackedModule
 from llm_compression.inference.paths import choose
 from llm_compression.inference.processor import multiplies_bfloat16
-from llm_compression.inference.settings import undisturbed
+from llm_compression.settings import undisturbed
 
 QUICK_GELU_SCALE: Final = 1.702
 

@@ -25,12 +25,12 @@ from llm_compression.inference.linear import PatchConv2d, frozen, kept
 from llm_compression.inference.memory import REUSABLE_BYTES
 from llm_compression.inference.packed_module import Network
 from llm_compression.inference.placement import Slot
-from llm_compression.inference.settings import own_settings, undisturbed
 from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.multimodal.image_encoding import ImageEncoding
 from llm_compression.multimodal.image_processor import ImageProcessor
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.settings import own_settings, undisturbed
 
 _LAYER_PREFIX: Final = "vision_model.encoder.layers."
 _MAX_IMAGES_PER_PASS: Final = 1024

@@ -21,10 +21,10 @@ from llm_compression.inference.encoder import Encoder
 from llm_compression.inference.layer_weights import core_slots, norm_slot
 from llm_compression.inference.linear import frozen, kept
 from llm_compression.inference.placement import Slot
-from llm_compression.inference.settings import own_settings, undisturbed
 from llm_compression.inference.threads import require_unforked
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.progress import progress
+from llm_compression.settings import own_settings, undisturbed
 from llm_compression.text.text_config import TextConfig
 
 

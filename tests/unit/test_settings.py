@@ -18,13 +18,16 @@ import torch
 import llm_compression
 from llm_compression.errors import ImageError
 from llm_compression.inference.linear import packs
-from llm_compression.inference.settings import own_settings
 from llm_compression.multimodal.clip_engine import CLIPEngine
+from llm_compression.settings import own_settings
 from llm_compression.text.text_inputs import Text
 
 MODEL: Final = Path(llm_compression.__file__).parent / "models" / "shapes"
 WORDS: Final = ("red circle", "a blue square", "green triangle")
 PICTURES: Final = [np.random.default_rng(i).integers(0, 256, (50, 70, 3), dtype=np.uint8) for i in range(3)]
+
+# a class in the place of its module, which types do not know
+_MKLDNN: Final[Any] = torch.backends.mkldnn
 
 
 @contextmanager
@@ -132,14 +135,13 @@ def test_precision_of_products_is_held_while_any_thread_computes_and_then_as_the
     """28.18: WHILE a caller has changed ... the precision of its float32 products ..., THE EmbeddingProvider SHALL ...
     return the bits that it returns without.
     """
-    products = torch.backends.mkldnn.matmul
     inside, leave, found = threading.Event(), threading.Event(), list[str]()
 
     def other() -> None:
         with own_settings():
             inside.set()
             leave.wait(30)
-            found.append(products.fp32_precision)
+            found.append(_MKLDNN.matmul.fp32_precision)
 
     with SETTINGS["medium products"]():
         with own_settings():
@@ -147,11 +149,11 @@ def test_precision_of_products_is_held_while_any_thread_computes_and_then_as_the
             thread.start()
             assert inside.wait(30)
         # this thread has left, the other one still computes
-        assert products.fp32_precision == "ieee"
+        assert _MKLDNN.matmul.fp32_precision == "ieee"
         leave.set()
         thread.join(30)
         assert found == ["ieee"]
-        assert products.fp32_precision == "bf16"
+        assert _MKLDNN.matmul.fp32_precision == "bf16"
         assert torch.get_float32_matmul_precision() == "medium"
 
 
@@ -167,4 +169,4 @@ def test_settings_of_the_caller_are_as_they_were_after_an_error() -> None:
             vision.encode_pixels(np.full((1, 3, size, size), np.nan, np.float32))
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert _MKLDNN.matmul.fp32_precision == "bf16"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .conftest import GateRun
 
 # before the first reading, and after it
-FIRST: Final = 200
-CALLS: Final = 500
+FIRST: Final = 100
+CALLS: Final = 300
 
 
 @pytest.mark.metric("memory_growth")

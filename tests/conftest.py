@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -61,6 +63,17 @@ def pytest_sessionfinish() -> None:
     """Leave what ran, for the table of `nox -s processors`."""
     if path := os.environ.get(PATHS_RAN_VARIABLE):
         Path(path).write_text(json.dumps(sorted(f"{choice}={form}" for choice, form in ran())), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def sessions() -> ModuleType:
+    """The noxfile as a module, loaded once in a process: nox warns of sessions that are registered twice."""
+    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session", autouse=True)

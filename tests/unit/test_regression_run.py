@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -203,14 +204,14 @@ def test_the_bounds_are_those_of_the_gates() -> None:
 @pytest.mark.requirement("21.12")
 @pytest.mark.parametrize(("report", "status"), [({"exit_status": 3}, 3), ({"exit_status": 1}, 1), ({}, 2), (None, 2)])
 def test_the_session_exits_with_the_status_of_the_report(
-    report: dict[str, int] | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: dict[str, int] | None,
+    status: int,
+    sessions: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """21.12: THE Regression Session SHALL exit with status 0 ..., 1 ..., 2 ... and 3."""
-    nox = pytest.importorskip("nox")
-    monkeypatch.syspath_prepend(str(ROOT))
-    import noxfile
-
-    monkeypatch.setattr(noxfile, "ROOT", tmp_path)
+    monkeypatch.setattr(sessions, "ROOT", tmp_path)
 
     class Session:
         posargs = ("--base", "HEAD~1")
@@ -223,9 +224,8 @@ def test_the_session_exits_with_the_status_of_the_report(
                 (tmp_path / "reports").mkdir()
                 (tmp_path / "reports" / "regression.json").write_text(json.dumps(report), encoding="utf-8")
 
-    assert nox
     with pytest.raises(SystemExit) as caught:
-        noxfile.regression.func(Session())
+        sessions.regression.func(Session())
     assert caught.value.code == status
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import itertools
 import re
 import sys
@@ -62,17 +61,6 @@ def test_the_readme_gives_two_commands_that_exist() -> None:
     # no other command of the project installs into the system's Python
     outside = re.findall(r"^python[\d.]* -m pip install .*", readme + (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert outside == []
-
-
-@pytest.fixture(scope="session")
-def sessions() -> ModuleType:
-    """The noxfile as a module; nox refuses the same sessions a second time."""
-    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.requirement("26.2")

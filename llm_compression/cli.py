@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_compression import __version__, commands
 from llm_compression.errors import LlmCompressionError
@@ -93,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.set_defaults(run=commands.encode)
 
+    _add_embed(subparsers)
+
     check = subparsers.add_parser(
         "check",
         help="find the files that are no pictures",
@@ -140,6 +143,57 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="what is drawn (default: %(default)s)")
     demo.set_defaults(run=commands.demo)
     return parser
+
+
+def _add_embed(subparsers: Any) -> None:
+    embed = subparsers.add_parser(
+        "embed",
+        help="embed folders and tables of images into a data set",
+        description="Embed all images of folders, lists, tables and tar shards into a directory of Parquet files: one "
+        "row for each image, in order; one that cannot be read has a null and says why. The same command again does "
+        "what is missing. Exit status: 0, or 1 where the run ended early, --strict found an error, or no row has an "
+        "embedding.",
+        epilog="example: llm-compression embed photos/ -o vectors --model models/clip",
+    )
+    embed.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="folder (with all below it), image, pattern, .txt of paths, - for paths on standard input, .parquet, "
+        ".arrow, .feather, or .tar of samples",
+    )
+    embed.add_argument("-o", "--output", required=True, metavar="OUT", help="directory of the data set")
+    embed.add_argument(
+        "--model",
+        help="directory that holds weights.parquet, or the file (default: the variable LLM_COMPRESSION_MODEL)",
+    )
+    embed.add_argument("--image-column", metavar="NAME", help="column of a table that holds the images")
+    _add_where(embed)
+    embed.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
+    embed.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")
+    embed.add_argument("--vector-type", choices=("fixed_size_list", "list"), default="fixed_size_list")
+    embed.add_argument("--vector-dtype", choices=("float32", "float16"), default="float32")
+    embed.add_argument("--shard-rows", type=_positive, default=1024, help="rows of a file (default: %(default)s)")
+    embed.add_argument("--workers", type=_positive, help="processes (default: as the processors have room for)")
+    embed.add_argument("--threads", type=_positive, help="threads of each (default: the processors, 4 at most)")
+    embed.add_argument(
+        "--timeout",
+        type=_positive,
+        default=600,
+        help="seconds without progress that end a worker (default: %(default)s)",
+    )
+    embed.add_argument("--max-errors", metavar="N|P%", help="end the run when more rows than this have failed")
+    embed.add_argument("--strict", action="store_true", help="exit with 1 if one row has failed")
+    embed.add_argument(
+        "--retry-errors",
+        nargs="?",
+        const="",
+        metavar="CODES",
+        help="make shards again that have rows with these errors, separated by commas (default: those that may pass)",
+    )
+    embed.add_argument("--replace-changed", action="store_true", help="make shards of changed sources again")
+    embed.add_argument("--dry-run", action="store_true", help="say what there is to do, and do nothing")
+    embed.set_defaults(run=commands.embed)
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:

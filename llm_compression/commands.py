@@ -125,6 +125,57 @@ def encode(options: argparse.Namespace) -> None:
         _print_similarity(read, rows)
 
 
+def embed(options: argparse.Namespace) -> int:
+    """Embed all images of some sources; print what the data set holds."""
+    from llm_compression.embed.reasons import PASSING
+    from llm_compression.embed.run import ErrorLimit
+    from llm_compression.embed.run import embed as run
+
+    model = options.model or os.environ.get("LLM_COMPRESSION_MODEL")
+    if not model:
+        raise ConfigError("no model is named: expected --model, or a path in the variable LLM_COMPRESSION_MODEL")
+    retry = options.retry_errors
+    found = run(
+        options.inputs,
+        options.output,
+        model,
+        image_column=options.image_column,
+        normalize=not options.no_normalize,
+        vector_type=options.vector_type,
+        vector_dtype=options.vector_dtype,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        shard_rows=options.shard_rows,
+        workers=options.workers,
+        threads=options.threads,
+        timeout=options.timeout,
+        max_errors=None if options.max_errors is None else ErrorLimit.parse(options.max_errors),
+        retry_errors=() if retry is None else PASSING if not retry else tuple(retry.split(",")),
+        replace_changed=options.replace_changed,
+        dry_run=options.dry_run,
+        stdin=sys.stdin,
+        show_progress=None,
+    )
+    for suffix, count in sorted(found.passed_over.items()):
+        print(f"passed over {count} files: {suffix}")
+    made = found.settings
+    print(f"model       {model}, computed in {made.dtype}, {made.dimension} wide, weights {made.weights_sha256[:16]}")
+    print(f"rows        {found.rows:,} in {found.shards:,} shards, {found.done_before:,} of them done before")
+    if options.dry_run:
+        print("dry run     nothing was embedded")
+        return 0
+    print(f"embedded    {found.embedded:,} rows")
+    for code, count in found.errors.items():
+        print(f"error       {count:,} rows: {code}")
+    print(f"wrote       {options.output} in {found.seconds:.1f} s{'' if found.is_complete else ', NOT COMPLETE'}")
+    if found.has_too_many_errors:
+        failed = sum(found.errors.values())
+        print(f"llm-compression: {failed} rows failed, more than --max-errors {options.max_errors}", file=sys.stderr)
+        return 1
+    return 1 if not found.embedded or (options.strict and found.errors) else 0
+
+
 def check(options: argparse.Namespace) -> int:
     """Decode images and print what is wrong with each; the status is 1 if one is bad."""
     from llm_compression.multimodal.image_check import check_images

@@ -59,6 +59,18 @@ class UnavailableError(LlmCompressionError, AttributeError):
     """A loaded network cannot do this, though PyTorch's modules can; the message says what to do."""
 
 
+class SourceError(LlmCompressionError, ValueError):
+    """What there is to embed cannot be read: an input does not exist, is damaged, or has no column of images."""
+
+
+class SourceChangedError(SourceError):
+    """A source is no longer what it was when the run was planned."""
+
+
+class EmbedError(LlmCompressionError, RuntimeError):
+    """A run cannot go on, or a data set belongs to other settings; the message says which, and the way out."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint was converted as its files say, and they may say something wrong."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 Item = TypeVar("Item")
@@ -29,3 +30,18 @@ def progress(iterable: Iterable[Item], *, total: int | None, label: str, enabled
     except ImportError:
         return iterable
     return cast("Iterable[Item]", tqdm(iterable, total=total, desc=label, file=sys.stderr))
+
+
+@contextmanager
+def progress_bar(*, total: int, label: str, unit: str, enabled: bool | None) -> Iterator[Callable[[int], None]]:
+    """A bar as that of `progress`, for work that is reported: what is yielded takes how much more is done."""
+    if enabled is not False and (enabled or sys.stderr.isatty()):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            with tqdm(total=total, desc=label, unit=unit, file=sys.stderr) as bar:
+                yield bar.update
+                return
+    yield lambda _: None

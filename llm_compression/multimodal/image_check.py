@@ -39,9 +39,14 @@ def image_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
         for folder, inner, names in os.walk(path):
             inner.sort()
             for name in sorted(names):
-                kind = mimetypes.guess_type(name, strict=False)[0] or ""
-                if kind.startswith("image/") or Path(name).suffix.lower() in _SUFFIXES:
+                if is_image_name(name):
                     yield str(Path(folder, name))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of pictures do."""
+    kind = mimetypes.guess_type(name, strict=False)[0] or ""
+    return kind.startswith("image/") or Path(name).suffix.lower() in _SUFFIXES
 
 
 def check_images(

@@ -1,0 +1,406 @@
+"""A run over real worker processes: resume after SIGKILL, poison, other settings, changed sources, full disks."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from llm_compression import VisionEncoder, shapes_model
+from llm_compression.cli import main
+from llm_compression.embed.reasons import CODES
+from llm_compression.embed.run import ErrorLimit, embed
+from llm_compression.embed.shards import Settings, embed_batches, embed_shard, plan_shards
+from llm_compression.embed.sources import find_sources
+from llm_compression.errors import ConfigError, EmbedError, ImageError, SourceChangedError, SourceError
+
+IMAGES = 40
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+BROKEN = {"b-cut.png": "damaged", "c-empty.jpg": "empty", "d-folder.jpg": "directory", "e-gone.jpg": "missing"}
+BROKEN |= {
+    "f-lfs.jpg": "lfs_pointer",
+    "g-text.jpg": "not_an_image",
+    "h-huge.png": "too_large",
+    "i-pipe.jpg": "not_a_file",
+}
+MODEL = str(shapes_model())
+# what a decoder does that takes its process with it, or never ends
+SITE = """
+import os, pathlib, signal, time
+real = pathlib.Path.open
+def opened(self, *given, **named):
+    if "crash" in self.name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while "hang" in self.name:
+        time.sleep(1)
+    return real(self, *given, **named)
+pathlib.Path.open = opened
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good pictures of several formats, and one of each kind that is none."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for row in range(IMAGES):
+        pixels = rng.integers(0, 256, (30 + row, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"a{row:03}.{('png', 'jpg', 'webp')[row % 3]}")
+    whole = (folder / "a000.png").read_bytes()
+    (folder / "b-cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "c-empty.jpg").touch()
+    (folder / "d-folder.jpg").mkdir()
+    (folder / "e-gone.jpg").symlink_to("nowhere")
+    (folder / "f-lfs.jpg").write_bytes(LFS)
+    (folder / "g-text.jpg").write_text("no picture at all")
+    Image.new("1", (20000, 20000)).save(folder / "h-huge.png")
+    os.mkfifo(folder / "i-pipe.jpg")
+    return folder
+
+
+def run(photos: Path, out: Path, **options: Any) -> Any:
+    """A run with shards of 7 rows by one worker of one thread, unless it is said otherwise."""
+    return embed([photos], out, MODEL, **{"shard_rows": 7, "workers": 1, "threads": 1, **options})
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file of a data set, by name."""
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `photos`, by a run that was not disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    found = run(photos, out)
+    assert found.rows == IMAGES + len(BROKEN)
+    assert found.embedded == IMAGES
+    assert found.errors == dict.fromkeys(sorted(BROKEN.values()), 1)
+    return out
+
+
+@pytest.mark.requirement("35.1", "35.2")
+def test_one_row_for_each_row(photos: Path, whole: Path) -> None:
+    """35.1: exactly one row for each row of the input, in its order; 35.2: a null, a code and the words of the error
+    for what cannot be read, and the other rows' embeddings are those of `encode`."""
+    table = ds.dataset(whole).to_table()
+    assert table.column_names == ["id", "path", "embedding", "error", "error_message"]
+    names = sorted(path.name for path in photos.iterdir())
+    assert table["id"].to_pylist() == [str(photos / name) for name in names]
+    assert table["error"].to_pylist() == [BROKEN.get(name) for name in names]
+    assert set(BROKEN.values()) <= set(CODES)
+    for row in table.to_pylist():
+        assert (row["error"] is None) == (row["error_message"] is None) == (row["embedding"] is not None)
+    good = [str(photos / name) for name in names if name not in BROKEN]
+    wanted = VisionEncoder(MODEL).encode(good)
+    found = np.array([row for row in table["embedding"].to_pylist() if row is not None], np.float32)
+    assert np.abs(found - wanted).max() <= 2e-6
+    assert pa.types.is_fixed_size_list(table.schema.field("embedding").type)
+
+
+@pytest.mark.requirement("35.5", "35.13")
+def test_the_command_says_what_became_of_the_rows(
+    photos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """35.13: rows, embeddings and errors by code; 35.5: what was passed over; the status."""
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy, symlinks=True, ignore=shutil.ignore_patterns("i-*", "h-*"))
+    (copy / "README.txt").write_text("no picture")
+    command = ["embed", str(copy), "-o", str(tmp_path / "out"), "--model", MODEL, "--threads", "1"]
+    assert main([*command, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "passed over 1 files: .txt" in said
+    assert f"embedded    {IMAGES} rows" in said
+    assert "error       1 rows: lfs_pointer" in said
+    assert main([*command, "--strict"]) == 1
+    assert whole.exists()
+
+
+@pytest.mark.requirement("35.13")
+def test_too_many_errors_end_a_run(photos: Path, tmp_path: Path) -> None:
+    """35.13: more than `--max-errors`; what is finished stays, and the next run goes on from there."""
+    found = run(photos, tmp_path / "out", max_errors=ErrorLimit.parse("1"))
+    assert found.has_too_many_errors
+    assert not found.is_complete
+    before = files(tmp_path / "out")
+    assert 0 < len(before) < found.shards
+    assert run(photos, tmp_path / "out", max_errors=ErrorLimit.parse("50%")).done_before == len(before)
+    with pytest.raises(ConfigError, match="a part of them"):
+        ErrorLimit.parse("half")
+
+
+@pytest.mark.requirement("35.13")
+def test_no_embedding_at_all_is_no_success(tmp_path: Path) -> None:
+    """35.13: ... or if no row has an embedding."""
+    (tmp_path / "a.jpg").write_text("no picture")
+    assert main(["embed", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out"), "--model", MODEL]) == 1
+
+
+@pytest.mark.requirement("35.6")
+def test_a_killed_run_ends_with_the_same_bytes(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """35.6: WHEN a run that was killed is started again, THE Package SHALL make the shards that are missing, and end
+    with the bytes of a run that was not killed."""
+    out, rng = tmp_path / "out", random.Random(0)
+    command = [sys.executable, "-m", "llm_compression", "embed", str(photos), "-o", str(out), "--model", MODEL]
+    command += ["--shard-rows", "7", "--workers", "1", "--threads", "1"]
+    kept = dict[str, int]()
+    for number in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = min(len(kept) + 1, 5) if number else 1
+        # killed once it has written so many, and then at any moment
+        while process.poll() is None and len(list(out.glob("*.parquet"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # its worker ends with the shard that it has
+        found = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+        assert kept.items() <= found.items(), "a finished shard was made again"
+        kept = found
+    run(photos, out)
+    assert files(out) == files(whole)
+
+
+@pytest.mark.requirement("35.10")
+def test_the_number_of_workers_changes_no_byte(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """35.10: the same bytes by another number of workers of as many threads."""
+    run(photos, tmp_path / "out", workers=3)
+    assert files(tmp_path / "out") == files(whole)
+
+
+@pytest.fixture
+def hostile_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in which a file that is called so ends the process, or never returns."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.requirement("35.9")
+@pytest.mark.usefixtures("hostile_site")
+def test_a_row_that_ends_its_process_costs_itself_alone(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """35.9: IF a process dies or makes no progress twice over one shard, THEN THE Package SHALL give the rows at which
+    it does so the code `crashed`, and the other rows their embeddings."""
+    listed, good = tmp_path / "list.txt", sorted(photos.glob("a*"))
+    names = [*good[:3], tmp_path / "crash.jpg", *good[3:6], tmp_path / "crash2.jpg", good[6]]
+    for name in names:
+        if name.parent == tmp_path:
+            name.touch()
+    listed.write_text("\n".join(map(str, names)))
+    found = embed([listed], tmp_path / "out", MODEL, shard_rows=5, workers=2, threads=1)
+    assert found.errors == {"crashed": 2}
+    rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
+    assert [row["path"] for row in rows] == [str(name) for name in names]
+    assert [row["error"] for row in rows] == [None if name in good else "crashed" for name in names]
+    assert "SIGSEGV" in rows[3]["error_message"]
+    wanted = {row["path"]: row["embedding"] for row in ds.dataset(whole).to_table().to_pylist()}
+    for row in rows:
+        if row["error"] is None:
+            assert np.abs(np.subtract(row["embedding"], wanted[row["path"]])).max() <= 2e-6
+
+
+@pytest.mark.requirement("35.9")
+@pytest.mark.usefixtures("hostile_site")
+def test_a_row_that_never_ends_costs_itself_alone(photos: Path, tmp_path: Path) -> None:
+    """35.9, of a process that makes no progress."""
+    names = [photos / "a000.png", tmp_path / "hang.jpg", photos / "a001.jpg"]
+    names[1].touch()
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
+    # long enough for a sound row on a busy machine
+    found = embed([tmp_path / "list.txt"], tmp_path / "out", MODEL, shard_rows=1, workers=1, threads=1, timeout=12)
+    assert (found.rows, found.embedded, found.errors) == (3, 2, {"crashed": 1})
+    rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
+    assert [row["error"] for row in rows] == [None, "crashed", None]
+    assert "no progress" in rows[1]["error_message"]
+
+
+@pytest.mark.requirement("35.7")
+def test_a_data_set_of_other_settings_is_refused(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """35.7: IF the directory holds shards of other settings, or other files, THEN THE Package SHALL raise EmbedError
+    with the difference."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = files(out)
+    with pytest.raises(EmbedError, match="normalized: True there, False now"):
+        run(photos, out, normalize=False)
+    with pytest.raises(EmbedError, match="vector_dtype: float32 there, float16 now"):
+        run(photos, out, vector_dtype="float16")
+    with pytest.raises(EmbedError, match="shard-rows"):
+        run(photos, out, shard_rows=8)
+    assert files(out) == before
+    (out / "notes.csv").touch()
+    with pytest.raises(EmbedError, match=r"notes\.csv"):
+        run(photos, out)
+    (out / "notes.csv").unlink()
+    (out / min(before)).write_bytes(b"cut")
+    with pytest.raises(EmbedError, match="delete it"):
+        run(photos, out)
+
+
+@pytest.mark.requirement("35.8", "35.12")
+def test_changed_sources_and_errors_that_pass(photos: Path, tmp_path: Path) -> None:
+    """35.8: a source that changed is refused unless its shards are to be made again; 35.12: shards with errors are made
+    again, and no other."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for path in sorted(photos.glob("a*"))[:20]:
+        shutil.copy(path, folder)
+    (folder / "a008-gone.jpg").symlink_to(tmp_path / "later.jpg")
+    assert run(folder, out).errors == {"missing": 1}
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+
+    shutil.copy(folder / "a001.jpg", tmp_path / "later.jpg")
+    with pytest.raises(EmbedError, match="replace-changed"):
+        run(folder, out)
+    assert run(folder, out, retry_errors=["missing"]).errors == {}
+    after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert [before[name] != after[name] for name in sorted(before)] == [False, True, False]
+
+    (folder / "a000.png").write_bytes((folder / "a003.png").read_bytes())
+    with pytest.raises(EmbedError, match="1 shards such as 00000000-"):
+        run(folder, out)
+    assert run(folder, out, replace_changed=True).done_before == 2
+    rows = ds.dataset(out).to_table()["embedding"].to_pylist()
+    assert rows[0] == pytest.approx(rows[3], abs=2e-6)
+
+    (folder / "a0005.jpg").write_bytes((folder / "a001.jpg").read_bytes())  # all rows behind it move
+    with pytest.raises(EmbedError, match="replace-changed"):
+        run(folder, out)
+    assert run(folder, out, replace_changed=True).rows == 22
+    assert ds.dataset(out).count_rows() == 22
+
+
+@pytest.mark.requirement("35.11")
+def test_a_full_disk_leaves_finished_shards(photos: Path, tmp_path: Path) -> None:
+    """35.11: IF a shard cannot be written ..., THEN THE Package SHALL raise an error that says so and leave the finished
+    shards."""
+    out = tmp_path / "out"
+    code = (
+        "import resource, sys; from llm_compression.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(main(sys.argv[2:]))"
+    )
+    command = ["embed", str(photos), "-o", str(out), "--model", MODEL, "--shard-rows", "7", "--threads", "1"]
+    ended = subprocess.run([sys.executable, "-c", code, "500", *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ".parquet" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert list(out.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbedError, match="not a directory"):
+        run(photos, tmp_path / "file")
+
+
+@pytest.mark.requirement("35.11")
+def test_a_source_that_changes_while_it_is_read(photos: Path, tmp_path: Path) -> None:
+    """35.11: ... or its source changes while it is read, ... by an encoder that is slow enough for that."""
+    path = tmp_path / "a.png"
+    shutil.copy(photos / "a000.png", path)
+    pq.write_table(pa.table({"image": [path.read_bytes()]}), tmp_path / "t.parquet")
+    encoder = VisionEncoder(MODEL)
+    settings = Settings("", {}, encoder.dimension, "float32")
+    for source in (path, tmp_path / "t.parquet"):
+        (shard,) = plan_shards(find_sources([source]).fragments, settings, 10)
+
+        def touch(_: int, source: Path = source) -> None:
+            os.utime(source, (1, 1))
+
+        with pytest.raises(SourceChangedError, match="changed"):
+            embed_shard(shard, encoder, settings, tmp_path / "out", 32, touch)
+    assert not list(tmp_path.glob("out/*.parquet"))
+
+
+@pytest.mark.requirement("35.4")
+def test_columns_that_differ_are_refused(tmp_path: Path) -> None:
+    """35.4: IF an input ... holds no images or carries other columns than the first, THEN ... SourceError."""
+    for name, column in (("a", "label"), ("b", "caption")):
+        pq.write_table(pa.table({"image": [b"x"], column: ["y"]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(SourceError, match=r"b\.parquet .*caption: string"):
+        embed([tmp_path], tmp_path / "out", MODEL)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(SourceError, match=r"no images; passed over: 1 \.txt"):
+        embed([tmp_path / "empty"], tmp_path / "out", MODEL)
+    with pytest.raises(EmbedError, match="no such"):
+        embed([tmp_path / "a.parquet"], tmp_path / "out", tmp_path / "no-model")
+
+
+@pytest.mark.requirement("35.1")
+def test_tables_and_other_vectors(photos: Path, tmp_path: Path) -> None:
+    """35.1: the columns that the input carries, with other types of vectors."""
+    paths = sorted(photos.glob("a*"))[:10]
+    table = pa.table(
+        {"image": [path.read_bytes() for path in paths[:9]] + [None], "label": pa.array(range(10), pa.int8())}
+    )
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=4)
+    found = embed(
+        [tmp_path / "t.parquet"], tmp_path / "out", MODEL, shard_rows=3, vector_type="list", vector_dtype="float16"
+    )
+    assert found.errors == {"no_image": 1}
+    out = ds.dataset(tmp_path / "out").to_table()
+    assert out["label"].equals(table["label"])
+    assert out.schema.field("embedding").type == pa.list_(pa.float16())
+    wanted = VisionEncoder(MODEL).encode(paths[:9]).astype(np.float16)
+    assert np.array_equal(np.array(out["embedding"].to_pylist()[:9], np.float16), wanted)
+    assert out["embedding"].to_pylist()[9] is None
+
+
+@pytest.mark.requirement("35.14")
+def test_a_stream_of_record_batches(photos: Path) -> None:
+    """35.14: WHEN `embed_batches` is given a stream of record batches, THE Package SHALL give each with its columns and
+    the three new ones, and the embeddings of `encode`."""
+    paths = [str(path) for path in sorted(photos.glob("a*"))]
+    rows = [*paths[:4], str(photos / "g-text.jpg"), *paths[4:]]
+    table = pa.table({"file": rows, "n": list(range(len(rows)))})
+    encoder = VisionEncoder(MODEL)
+    stream = table.to_batches(max_chunksize=6)
+    empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+    found = list(embed_batches([*stream, empty], encoder, "file"))
+    assert [batch.num_rows for batch in found] == [*(batch.num_rows for batch in stream), 0]
+    out = pa.Table.from_batches(found)
+    assert out.select(["file", "n"]).equals(table)
+    assert out["error"].to_pylist() == [None] * 4 + ["not_an_image"] + [None] * (len(paths) - 4)
+    got = np.array([row for row in out["embedding"].to_pylist() if row is not None], np.float32)
+    assert np.abs(got - encoder.encode(paths)).max() <= 2e-6
+    with pytest.raises(SourceError, match="no column 'image'"):
+        list(embed_batches(stream, encoder, "image"))
+    with pytest.raises(SourceError, match="int64, which holds no images"):
+        list(embed_batches(stream, encoder, "n"))
+
+
+@pytest.mark.requirement("35.2")
+def test_an_embedding_that_is_not_finite_costs_its_row_alone(tmp_path: Path) -> None:
+    """35.2: IF ... its embedding is not finite, THEN ... its row a null, and the other rows their embeddings."""
+
+    class Overflowing(VisionEncoder):
+        """One whose pass gives no finite row for a white picture."""
+
+        def _embed_batch(self, batch: torch.Tensor, normalize: bool) -> torch.Tensor:
+            for position, pixels in enumerate(batch):
+                if pixels.min() > 0.9:
+                    raise ImageError("the embedding is not finite", position=position)
+            return super()._embed_batch(batch, normalize)
+
+    encoder, names = Overflowing(MODEL), [str(tmp_path / f"{row}.png") for row in range(5)]
+    for name, shade in zip(names, (0, 255, 10, 255, 20), strict=True):
+        Image.new("RGB", (40, 40), (shade, shade, shade)).save(name)
+    batch = pa.RecordBatch.from_pydict({"file": names})
+    (found,) = embed_batches([batch], encoder, "file", batch_size=2)
+    assert found["error"].to_pylist() == [None, "not_finite", None, "not_finite", None]
+    assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False, True, False]

@@ -188,7 +188,7 @@ def _read_json(path: Path) -> Any:
     refuse_pointer(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of a file that is nested too deep
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
 
 

@@ -13,6 +13,7 @@ from llm_compression.inference.attention import attention
 from llm_compression.inference.linear import Linear
 from llm_compression.inference.packed_module import Network
 from llm_compression.inference.shares import by_shares
+from llm_compression.settings import undisturbed
 
 NORM_ORDERS: Final = ("pre", "post")
 ACTIVATIONS: Final = ("quick_gelu", "gelu")
@@ -105,6 +106,7 @@ class InferenceCore(Network):
             for _ in range(num_layers)
         )
 
+    @undisturbed
     def forward(
         self,
         x: Tensor,
@@ -125,10 +127,13 @@ class InferenceCore(Network):
             (n, tokens, hidden), or (n, 1, hidden) when only the first token is wanted.
 
         Raises:
-            TensorError: The input or the mask has another shape or dtype, or a row is all padding.
+            TensorError: The input or the mask has another shape, dtype or device, or a row is all padding.
         """
         if x.dim() != 3 or x.shape[2] != self.hidden_size or x.shape[1] < 1:
             raise TensorError(f"x: shape {tuple(x.shape)}, expected (n, tokens, {self.hidden_size})")
+        norm: Tensor = self.layers[0].norm1.weight  # type: ignore[assignment, union-attr]  # a list of layers
+        if (x.dtype, x.device) != (norm.dtype, norm.device):
+            raise TensorError(f"x: {x.dtype} on {x.device}, expected {norm.dtype} on {norm.device}, as the weights")
         mask = self._mask(x, key_padding_mask)
         if on_layer is not None:
             return self._run(x, mask, first_token_only, on_layer)

@@ -246,7 +246,7 @@ class WeightLoader:
             return None
         try:
             config = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the last of a file that is nested too deep
             raise WeightFormatError(f"{beside}: not JSON: {error}") from error
         if not isinstance(config, dict):
             raise WeightFormatError(f"{beside}: {type(config).__name__}, expected a JSON object")

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from llm_compression.errors import ConfigError, ImagePrecisionWarning
 from llm_compression.inference.memory import release_memory
+from llm_compression.multimodal.avif_items import without_metadata
 from llm_compression.multimodal.jpeg_segments import JpegPicture, read_jpeg
 from llm_compression.multimodal.orientation import (
     ORIENTATION,
@@ -29,6 +30,7 @@ from llm_compression.multimodal.orientation import (
 )
 from llm_compression.multimodal.pillow_readers import (
     FORMATS,
+    Reader,
     check_size,
     known_formats,
     reader,
@@ -204,7 +206,7 @@ def _opened(file: Any, formats: Sequence[str]) -> tuple[Any, PngPicture | JpegPi
             jpeg = read_jpeg(memoryview(file.read()))
             return found.open(io.BufferedReader(MemoryFile(jpeg.stream()))), jpeg
         try:
-            image = found.open(file)
+            image = _open_avif(found, file) if name == "AVIF" else found.open(file)
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, zlib.error) as error:
             if found.accepts is not None:
                 reasons.append(f"{name}: {error}")
@@ -214,6 +216,20 @@ def _opened(file: Any, formats: Sequence[str]) -> tuple[Any, PngPicture | JpegPi
         "; ".join(reasons)
         or f"starts with {prefix!r}, which is none of the accepted formats; see ImageProcessor(formats=)"
     )
+
+
+def _open_avif(avif: Reader, file: Any) -> Any:
+    """Opened without metadata where libavif refuses the file for them."""
+    try:
+        return avif.open(file)
+    except Exception as error:  # whichever class Pillow gives the decoder's codes
+        file.seek(0)
+        for data in without_metadata(file.read()):
+            try:
+                return avif.open(io.BytesIO(data))
+            except Exception:  # the reason is that of the file as it is
+                continue
+        raise error from None
 
 
 def _orientation(image: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
@@ -48,7 +48,7 @@ class VisionConfig:
         if self.projection_dim is not None:
             _require_positive_int("projection_dim", self.projection_dim)
         eps = self.layer_norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, int | float) or not (math.isfinite(eps) and eps > 0):
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps <= sys.float_info.max:
             raise ConfigError(f"layer_norm_eps: {eps!r}, expected a positive number")
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"hidden_act: {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")

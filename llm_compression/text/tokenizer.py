@@ -135,7 +135,7 @@ def _word_tokenizer(path: Path, content: bytes, max_length: int, vocab_size: int
     """The file as a WordTokenizer, or None where it says something that one does not do."""
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the last of a file that is nested too deep
         raise ConfigError(f"{path}: not JSON: {error}") from error
     special = {token["content"] for token in values.get("added_tokens") or ()}
     model, template = values.get("model") or {}, values.get("post_processor") or {}

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from llm_compression.cli import main
 from llm_compression.errors import ConfigError, ImageError, ImagePrecisionWarning
@@ -127,6 +127,37 @@ def test_damage_of_ancillary_chunks(kind: str, body: str) -> None:
     longer = struct.pack(">I", len(BODIES[body]) + 7) + whole[4:]
     for bad in (whole, chunk(kind.encode(), BODIES[body], crc=1), longer):
         assert torch.equal(PROCESSOR(data[:33] + bad + data[33:]), plain)
+
+
+def avif(**more: Any) -> bytes:
+    file = io.BytesIO()
+    PICTURE.save(file, "AVIF", **more)
+    return file.getvalue()
+
+
+@pytest.mark.requirement("23.1")
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow is built without libavif")
+@given(block=st.binary(min_size=32, max_size=32), place=st.sampled_from(["block", "header", "offset", "length"]))
+@settings(max_examples=50)
+def test_broken_exif_of_an_avif(block: bytes, place: str) -> None:
+    """23.1: WHEN the metadata of a file are broken, THE ImageProcessor SHALL return the pixels that the picture
+    has without them."""
+    sound = b"II*\0" + struct.pack("<LHHHLHHL", 8, 1, 0x010F, 3, 1, 1, 0, 0) + bytes(6)
+    data = avif(exif=sound, xmp=b"<x/>")
+    start, held = data.index(sound) - 4, struct.pack(">L", len(sound) + 4)
+    entry = struct.pack(">L", start) + held  # of the item's place in iloc
+    assert len(sound) == len(block) == 32
+    assert data.count(entry) == 1
+    bad = {
+        "block": data.replace(sound, block),
+        "header": data[:start] + block[:4] + data[start + 4 :],
+        "offset": data.replace(entry, block[:4] + held),
+        "length": data.replace(entry, entry[:4] + block[:4]),
+    }[place]
+    assert torch.equal(PROCESSOR(bad), PROCESSOR(avif()))
+    for end in (start, len(bad) // 2, len(bad) - 1):
+        with pytest.raises(ImageError):
+            PROCESSOR(bad[:end])
 
 
 @pytest.mark.requirement("23.1")

@@ -238,6 +238,21 @@ def test_tokens_of_another_shape(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.requirement("12.6")
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("found", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tokens_of_another_dtype_or_device(own: torch.dtype, found: torch.dtype, device: str) -> None:
+    """12.6: tokens that the weights cannot multiply are an error that says both, not one of an operator."""
+    core = InferenceCore(12, 1, 3, 16).to(own)
+    x = torch.ones(2, 5, 12).to(found).to(device)
+    if (found, device) == (own, "cpu"):
+        assert core(x).dtype == own
+    else:
+        with pytest.raises(TensorError, match=re.escape(f"x: {found} on {device}, expected {own} on cpu")):
+            core(x)
+
+
+@pytest.mark.requirement("12.6")
 @pytest.mark.parametrize(
     ("mask", "causal", "message"),
     [

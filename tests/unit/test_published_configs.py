@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -415,3 +416,36 @@ def test_float16_keeps_its_range(unit: float) -> None:
         rows.append(core(tokens().to(dtype)).float())
     assert rows[0].isfinite().all()
     torch.testing.assert_close(*rows, rtol=1e-2, atol=1e-2 * rows[1].abs().max().item())
+
+
+@pytest.mark.requirement("24.19")
+@pytest.mark.parametrize("write", [write_sentence_bert, write_clip])
+def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """24.19: IF a JSON file of a source is nested deeper than Python reads, is not UTF-8 or begins with a byte order
+    mark, THEN THE convert_checkpoint SHALL raise CheckpointError with its name and write nothing.
+    """
+    source, out = write(tmp_path / "source"), tmp_path / "out"
+    for file in sorted(source.rglob("*.json")):
+        sound = file.read_text(encoding="utf-8")
+        damaged = [sound.encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-32-le")]
+        damaged += [(text * 100_000).encode() for text in ("[", '{"a":')]
+        for content in damaged:
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=re.escape(file.name)):
+                convert_checkpoint(source, out)
+            assert not out.exists()
+        file.write_text(sound, encoding="utf-8")
+    convert_checkpoint(source, out)
+
+
+@pytest.mark.requirement("12.6")
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "0", "-1"])
+def test_an_epsilon_that_is_no_number(tmp_path: Path, value: str) -> None:
+    """12.6: IF the Package refuses an input or a file, THEN THE Package SHALL raise a subclass of
+    `LlmCompressionError` whose message has the value found and what was expected."""
+    source = write_sentence_bert(tmp_path / "source")
+    file = source / "config.json"
+    change_json(file, {"layer_norm_eps": "here"})
+    file.write_text(file.read_text().replace('"here"', value))
+    with pytest.raises(CheckpointError, match="expected a positive number"):
+        convert_checkpoint(source, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 import llm_compression
 from llm_compression.errors import ImageError
@@ -75,6 +77,14 @@ def _calls(dtype: str) -> Iterator[tuple[str, Any]]:
     yield "forward", vision.forward(pixels)
     yield from ((f"forward: {name}", step) for name, step in vision(pixels, intermediates=True).items())
     one = torch.tensor(ids[:1], device="cpu")
+    for name, encoder in (("vision", vision), ("text", text.encoder)):
+        hidden = torch.linspace(-1, 1, 18 * encoder.transformer.hidden_size, dtype=torch.float32, device="cpu")
+        yield f"core of {name}", encoder.transformer(hidden.to(encoder.dtype).view(2, 9, -1))
+    stored = io.BytesIO()
+    Image.fromarray(PICTURES[0]).save(stored, "PNG")
+    rows = vision.encode_arrow(pa.array([stored.getvalue(), b"x"]), on_error="null")
+    assert rows.is_null().to_pylist() == [False, True]
+    yield "a column", rows[0].values.to_numpy().copy()
     yield "forward of ids", text.encoder.forward(one)
     yield from ((f"ids: {name}", step) for name, step in text.encoder(one, None, True).items())
     yield "texts", text.encode(WORDS)
@@ -104,11 +114,15 @@ def expected(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.requirement("28.18")
+@pytest.mark.requirement("28.19")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_of_the_caller_change_no_bit(setting: str, expected: tuple[str, dict[str, Any]]) -> None:
     """28.18: WHILE a caller has changed the default dtype or device of PyTorch, the precision of its float32 products,
     its choice of deterministic algorithms or numpy's handling of floating-point errors, or is in inference mode or in
     autocast, THE EmbeddingProvider SHALL open a model and return the bits that it returns without.
+
+    28.19: WHILE a caller has changed the default dtype or device of PyTorch or is in autocast, THE InferenceCore SHALL
+    return the bits that it returns without.
     """
     dtype, without = expected
     with SETTINGS[setting]():

@@ -436,4 +436,41 @@ SABOTAGES: Final = (
         _DECODING,
         "test_switches_of_other_libraries",
     ),
+    Sabotage(
+        "a row lost at the edge of a shard",
+        (
+            Edit("llm_compression/embed/rows.py", "if read != stop - start:", "if False:"),
+            Edit(
+                "llm_compression/embed/rows.py",
+                "min(batch.num_rows, stop - row)",
+                "min(batch.num_rows, stop - row - 1)",
+            ),
+        ),
+        _tests("tests/unit/test_embed_sources.py", "-k", "table"),
+        "test_any_split_of_a_table_gives_its_rows",
+    ),
+    Sabotage(
+        "a vector of zeros for an image that cannot be read",
+        (Edit("llm_compression/embed/shards.py", "nulls[list(found.reasons)] = True", "nulls[:] = False"),),
+        _tests("tests/unit/test_embed_run.py", "-k", "one_row_for_each or stream"),
+        "test_one_row_for_each_row",
+    ),
+    Sabotage(
+        "a shard written in place",
+        (Edit("llm_compression/embed/shards.py", "with whole_file(path) as partial:", "for partial in (path,):"),),
+        _tests("tests/unit/test_embed_run.py", "-k", "full_disk"),
+        "test_a_full_disk_leaves_finished_shards",
+    ),
+    Sabotage(
+        "an error of a row swallowed",
+        (
+            Edit(
+                "llm_compression/embed/shards.py",
+                "ERROR: pa.array([None if reason is None else reason.code for reason in reasons], pa.string()),",
+                "ERROR: pa.array([None for reason in reasons], pa.string()),",
+            ),
+        ),
+        _tests("tests/unit/test_embed_run.py", "-k", "one_row_for_each or stream"),
+        "test_one_row_for_each_row|test_a_stream_of_record_batches",
+    ),
 )

@@ -289,8 +289,8 @@ def test_changed_sources_and_errors_that_pass(photos: Path, tmp_path: Path) -> N
 
 @pytest.mark.requirement("35.11")
 def test_a_full_disk_leaves_finished_shards(photos: Path, tmp_path: Path) -> None:
-    """35.11: IF a shard cannot be written ..., THEN THE Package SHALL raise an error that says so and leave the finished
-    shards."""
+    """35.11: IF a shard cannot be written ..., THEN THE Package SHALL raise an error that says so and leave the
+    finished shards."""
     out = tmp_path / "out"
     code = (
         "import resource, sys; from llm_compression.cli import main\n"

@@ -458,8 +458,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a shard written in place",
         (Edit("llm_compression/embed/shards.py", "with whole_file(path) as partial:", "for partial in (path,):"),),
-        _tests("tests/unit/test_embed_run.py", "-k", "full_disk"),
-        "test_a_full_disk_leaves_finished_shards",
+        _tests("tests/unit/test_embed_run.py", "-k", "interrupted_write"),
+        "test_an_interrupted_write_leaves_no_shard",
     ),
     Sabotage(
         "an error of a row swallowed",

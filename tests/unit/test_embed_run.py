@@ -308,6 +308,24 @@ def test_a_full_disk_leaves_finished_shards(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.requirement("35.11")
+def test_an_interrupted_write_leaves_no_shard(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35.11: a half-written file would be taken for a finished shard."""
+    encoder, write = VisionEncoder(MODEL), pq.write_table
+
+    def interrupted(table: pa.Table, where: Path, **options: Any) -> None:
+        write(table, where, **options)
+        os.truncate(where, 100)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", interrupted)
+    settings = Settings("", {}, encoder.dimension, "float32")
+    (shard,) = plan_shards(find_sources([photos / "a000.png"]).fragments, settings, 10)
+    with pytest.raises(KeyboardInterrupt):
+        embed_shard(shard, encoder, settings, tmp_path / "out", 32)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.requirement("35.11")
 def test_a_source_that_changes_while_it_is_read(photos: Path, tmp_path: Path) -> None:
     """35.11: ... or its source changes while it is read, ... by an encoder that is slow enough for that."""
     path = tmp_path / "a.png"

@@ -84,9 +84,13 @@ class _Worker:
 
     def _listen(self, messages: queue.Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            messages.put((self, json.loads(line)))
-        messages.put((self, None))
+        try:
+            for line in self._process.stdout:
+                messages.put((self, json.loads(line)))
+        except ValueError:
+            pass  # it was killed within a line
+        finally:
+            messages.put((self, None))
 
     def give(self, shard: Shard, *, write: bool = True) -> None:
         """Hand over a shard."""
@@ -100,6 +104,7 @@ class _Worker:
         """Kill the process, if it lives."""
         self._process.kill()
         self._process.wait()
+        self._thread.join()  # which reads to the end of what is closed here
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):

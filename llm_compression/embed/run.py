@@ -192,7 +192,8 @@ def embed(
                 "source, or of another --shard-rows; --replace-changed makes them again"
             )
         done = [shard for shard in shards if shard.name in present and shard.name not in again | changed]
-        todo = [shard for shard in shards if shard not in done]
+        names = {shard.name for shard in done}
+        todo = [shard for shard in shards if shard.name not in names]
         errors, finished = Counter[str](), [*done]
         limit = math.inf if max_errors is None else max_errors.rows_of(sources.rows)
         for shard in done:

@@ -451,7 +451,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "a vector of zeros for an image that cannot be read",
-        (Edit("llm_compression/embed/shards.py", "nulls[list(found.reasons)] = True", "nulls[:] = False"),),
+        (Edit("llm_compression/embed/tables.py", "nulls[list(why)] = True", "nulls[:] = False"),),
         _tests("tests/unit/test_embed_run.py", "-k", "one_row_for_each or stream"),
         "test_one_row_for_each_row",
     ),
@@ -465,7 +465,7 @@ SABOTAGES: Final = (
         "an error of a row swallowed",
         (
             Edit(
-                "llm_compression/embed/shards.py",
+                "llm_compression/embed/tables.py",
                 "ERROR: pa.array([None if reason is None else reason.code for reason in reasons], pa.string()),",
                 "ERROR: pa.array([None for reason in reasons], pa.string()),",
             ),

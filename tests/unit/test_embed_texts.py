@@ -74,10 +74,10 @@ def close(found: Any, wanted: Any) -> bool:
     return bool(np.abs(np.array(found.to_pylist(), np.float32) - wanted).max() <= 2e-6)
 
 
-@pytest.mark.requirement("37.1", "37.2", "37.3")
+@pytest.mark.requirement("36.1", "36.2", "36.3")
 def test_both_towers(clip: CLIPEngine) -> None:
-    """37.1: the embeddings of the text tower's `encode`, and the columns of images as without a text column; 37.2: a
-    null, a code and the words of the error; 37.3: the embedding of the other of the two."""
+    """36.1: the embeddings of the text tower's `encode`, and the columns of images as without a text column; 36.2: a
+    null, a code and the words of the error; 36.3: the embedding of the other of the two."""
     stream = table().to_batches(max_chunksize=4)
     found = pa.Table.from_batches(list(embed_batches(stream, clip, "image", text_column="caption")))
     assert found.column_names == ["image", "caption", "n", *COLUMNS, *TEXT_COLUMNS]
@@ -94,11 +94,11 @@ def test_both_towers(clip: CLIPEngine) -> None:
     assert found.schema.field("text_embedding").type == pa.list_(pa.float32(), clip.dimension)
 
 
-@pytest.mark.requirement("37.4")
+@pytest.mark.requirement("36.4")
 @pytest.mark.parametrize("container", ["parquet", "feather"])
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
 def test_every_type_of_text(kind: str, container: str, clip: CLIPEngine, tmp_path: Path) -> None:
-    """37.4: WHEN texts are a column of strings of any layout ..., THE Package SHALL give the same embeddings."""
+    """36.4: WHEN texts are a column of strings of any layout ..., THE Package SHALL give the same embeddings."""
     if container == "feather" and kind == "string_view":
         container = "arrow"  # which has views
     column = pa.array(CAPTIONS, pa.string())
@@ -130,9 +130,9 @@ def write_tar(path: Path, texts: list[bytes | None]) -> None:
                     archive.addfile(info, io.BytesIO(data))
 
 
-@pytest.mark.requirement("37.4")
+@pytest.mark.requirement("36.4")
 def test_the_captions_of_a_tar_shard(clip: CLIPEngine, bert: ArrowEngine, tmp_path: Path) -> None:
-    """37.4: ... or the member `txt` of a tar shard."""
+    """36.4: ... or the member `txt` of a tar shard."""
     write_tar(tmp_path / "0.tar", [None if text is None else text.encode() for text in CAPTIONS])
     found = rows_of(tmp_path / "0.tar", clip, tmp_path / "out", "txt")
     assert found.column_names == ["id", "key", "txt", "json", *COLUMNS, *TEXT_COLUMNS]
@@ -145,10 +145,10 @@ def test_the_captions_of_a_tar_shard(clip: CLIPEngine, bert: ArrowEngine, tmp_pa
     assert close(alone["text_embedding"].drop_null(), bert.encode(good))
 
 
-@pytest.mark.requirement("37.2")
+@pytest.mark.requirement("36.2")
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "tar"])
 def test_bytes_that_are_no_text_cost_their_own_row(kind: str, clip: CLIPEngine, tmp_path: Path) -> None:
-    """37.2: ... a text that is no Unicode: Arrow does not look at what a file holds."""
+    """36.2: ... a text that is no Unicode: Arrow does not look at what a file holds."""
     texts = [b"a cat", b"caf\xe9 cat", *[b"the dog"] * 7]
     if kind == "tar":
         write_tar(tmp_path / "t.tar", [*texts])
@@ -163,9 +163,9 @@ def test_bytes_that_are_no_text_cost_their_own_row(kind: str, clip: CLIPEngine, 
     assert close(found["text_embedding"].drop_null(), clip.encode_text(["a cat", *["the dog"] * 7]))
 
 
-@pytest.mark.requirement("37.2", "37.3")
+@pytest.mark.requirement("36.2", "36.3")
 def test_an_embedding_of_a_text_that_is_not_finite(clip: CLIPEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """37.2: ... whose embedding is not finite; the other texts of its pass have theirs."""
+    """36.2: ... whose embedding is not finite; the other texts of its pass have theirs."""
     real = type(clip.text.encoder)._rows
     bad = {len(clip.text.tokenize("a cat")[0])}
     current = list[int]()
@@ -193,9 +193,9 @@ def test_an_embedding_of_a_text_that_is_not_finite(clip: CLIPEngine, monkeypatch
     assert [row is None for row in found["text_embedding"].to_pylist()] == [True, False, True, False]
 
 
-@pytest.mark.requirement("37.5")
+@pytest.mark.requirement("36.5")
 def test_a_sentence_encoder_embeds_texts_alone(bert: ArrowEngine, tmp_path: Path) -> None:
-    """37.5: WHERE a model has no image tower, THE Package SHALL embed the texts alone, of inputs with or without
+    """36.5: WHERE a model has no image tower, THE Package SHALL embed the texts alone, of inputs with or without
     images."""
     texts = pa.table({"caption": CAPTIONS, "text_error": ["mine"] * len(CAPTIONS)})
     pq.write_table(texts, tmp_path / "t.parquet")
@@ -212,9 +212,9 @@ def test_a_sentence_encoder_embeds_texts_alone(bert: ArrowEngine, tmp_path: Path
         list(embed_batches(table().to_batches(), bert, "image"))
 
 
-@pytest.mark.requirement("37.6")
+@pytest.mark.requirement("36.6")
 def test_a_model_without_words_is_refused_first(tiny_model: Path, tmp_path: Path) -> None:
-    """37.6: IF the model has no text tower, THEN THE Package SHALL raise ConfigError before a source is read."""
+    """36.6: IF the model has no text tower, THEN THE Package SHALL raise ConfigError before a source is read."""
     with pytest.raises(ConfigError, match=r"'caption'.*both towers"):
         embed([tmp_path / "no such file"], tmp_path / "out", tiny_model, text_column="caption")
     with pytest.raises(ConfigError, match="VisionEncoder has no text tower"):
@@ -222,9 +222,9 @@ def test_a_model_without_words_is_refused_first(tiny_model: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.requirement("37.7")
+@pytest.mark.requirement("36.7")
 def test_columns_that_hold_no_texts(clip: CLIPEngine, tmp_path: Path) -> None:
-    """37.7: IF an input has no such column, or one without texts, THEN THE Package SHALL raise SourceError with its
+    """36.7: IF an input has no such column, or one without texts, THEN THE Package SHALL raise SourceError with its
     name."""
     pq.write_table(table(), tmp_path / "t.parquet")
     write_tar(tmp_path / "t.tar", [b"a cat"] * len(CAPTIONS))
@@ -246,9 +246,9 @@ def test_columns_that_hold_no_texts(clip: CLIPEngine, tmp_path: Path) -> None:
         list(embed_batches(taken.to_batches(), clip, "image", text_column="caption"))
 
 
-@pytest.mark.requirement("37.1")
+@pytest.mark.requirement("36.1")
 def test_the_column_of_texts_is_never_taken_for_the_images(tmp_path: Path) -> None:
-    """37.1: of two columns of strings, the one that is not the texts holds the images' paths."""
+    """36.1: of two columns of strings, the one that is not the texts holds the images' paths."""
     pq.write_table(pa.table({"caption": ["a"], "photo": ["1.jpg"]}), tmp_path / "t.parquet")
     (fragment,) = find_sources([tmp_path / "t.parquet"], text_column="caption").fragments
     assert (fragment.image_column, fragment.text_column) == ("photo", "caption")
@@ -256,12 +256,12 @@ def test_the_column_of_texts_is_never_taken_for_the_images(tmp_path: Path) -> No
         find_sources([tmp_path / "t.parquet"])
 
 
-@pytest.mark.requirement("37.8", "37.9")
+@pytest.mark.requirement("36.8", "36.9")
 def test_the_command_goes_on_with_the_same_texts_only(
     clip: CLIPEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """37.8: IF the directory holds shards of another text column, THEN THE Package SHALL raise EmbedError with the
-    difference; 37.9: the texts and their errors are printed and count."""
+    """36.8: IF the directory holds shards of another text column, THEN THE Package SHALL raise EmbedError with the
+    difference; 36.9: the texts and their errors are printed and count."""
     content = table().append_column("title", table()["caption"])
     pq.write_table(content, tmp_path / "t.parquet")
     model, out = clip.vision.weight_loader.path.parent, tmp_path / "out"
@@ -302,11 +302,11 @@ pathlib.Path.open, WordTokenizer.__call__ = open_it, call_it
 """
 
 
-@pytest.mark.requirement("37.10")
+@pytest.mark.requirement("36.10")
 def test_what_ends_a_process_costs_its_own_tower(
     clip: CLIPEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """37.10: IF one of a row's image and text ends a process, THEN THE Package SHALL give it the code `crashed`, and
+    """36.10: IF one of a row's image and text ends a process, THEN THE Package SHALL give it the code `crashed`, and
     the other its embedding."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)

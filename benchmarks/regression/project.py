@@ -59,7 +59,7 @@ METRICS: Final[Mapping[str, Metric]] = {
     "import": Metric("ms", lambda sample: sample["import_ms"], once=True),
     # what the system counts until the first embedding
     "start_cpu": Metric("ms", lambda sample: sample["cpu_ms"]),
-    "page_faults": Metric("1", lambda sample: sample["page_faults"]),
+    "page_faults": Metric("thousand", lambda sample: sample["page_faults"] / 1000),
     "bytes_read": Metric("MB", lambda sample: sample["read_mb"]),
     "peak_memory": Metric("MB", lambda end: end["peak_mb"], taken=END),
     "relative_error": Metric("1", lambda end: end["accuracy"]["relative_error_max"], taken=END, of_answers=True),

@@ -126,7 +126,7 @@ def _percent_axis(reach: float, y: float) -> list[str]:
 
 
 def _said(log_ratio: float) -> str:
-    return f"{100 * math.expm1(log_ratio):+.2g} %" if abs(log_ratio) < 700 else "any"
+    return f"{100 * math.expm1(log_ratio):+.3g} %" if abs(log_ratio) < 700 else "any"
 
 
 def trend_plot(labels: Sequence[str], values: Sequence[float], changes: Collection[int]) -> str:

@@ -117,7 +117,7 @@ def _start(request: dict[str, Any]) -> tuple[dict[str, Any], _Calls]:
 
 
 def _system_counts() -> dict[str, float]:
-    """What the system counted of this process since its start; no neighbour has a part in it."""
+    """What the system counted of this process since its start, which a neighbour moves less than it moves a clock."""
     counts = {"cpu_ms": time.process_time() * 1000}
     if _IO.is_file():
         import resource

@@ -199,7 +199,9 @@ def embed(
         shards = plan_shards(sources.fragments, settings, shard_rows)
         present = _present(target, settings)
         stale = sorted(present.keys() - {shard.name for shard in shards})
-        changed = {shard.name for shard in shards if present.get(shard.name, "") not in ("", source_state(shard))}
+        # of what is there alone: the state of a shard takes a look at each of its files
+        made = [shard for shard in shards if present.get(shard.name)]
+        changed = {shard.name for shard in made if present[shard.name] != source_state(shard)}
         counts = {name: _counts(target / name) for name in present}
         again = {
             name for name, each in counts.items() if (each.errors.keys() | each.text_errors.keys()) & set(retry_errors)

@@ -120,10 +120,15 @@ def find_sources(
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # a pattern may be absolute
             if not matches:
                 raise SourceError(f"{name}: no file matches")
+            is_plain = str(Path(name)) == name
             for match in matches:
-                if Path(match).is_dir() and not is_image_name(match):
+                if is_plain and is_image_name(match) and not match.endswith(os.sep):
+                    loose.append(match)  # as below, without a Path for each of a million names
                     continue
-                _add_file(found, Path(match), image_column, loose)
+                path = Path(match)
+                if path.is_dir() and not is_image_name(match):
+                    continue
+                _add_file(found, path, image_column, loose)
         else:
             raise SourceError(f"{name}: no such file or folder")
         found.fragments += _files(name, loose)
@@ -140,16 +145,16 @@ def _add_folder(found: Sources, folder: Path, image_column: str | None) -> None:
         inner.sort()
         named = [name for name in inner if is_image_name(name)]
         inner[:] = [name for name in inner if not name.startswith(".") and name not in named]
+        prefix = str(Path(parent, "_"))[:-1]  # a Path for each of a million names would take most of the time
         for name in sorted([*names, *named]):
-            path = Path(parent, name)
             if name.startswith("."):
                 found.passed_over["hidden"] += 1
             elif is_image_name(name):
-                images.append(str(path))
-            elif path.suffix.lower() in (*_PARQUET, *_IPC, _TAR):
-                tables.append(path)
+                images.append(prefix + name)
+            elif (suffix := Path(name).suffix.lower()) in (*_PARQUET, *_IPC, _TAR):
+                tables.append(Path(parent, name))
             else:
-                found.passed_over[path.suffix.lower() or "no suffix"] += 1
+                found.passed_over[suffix or "no suffix"] += 1
     if images and tables:
         raise SourceError(
             f"{folder}: {len(images)} images beside {len(tables)} tables or tar shards such as {tables[0]}, expected "
@@ -218,7 +223,7 @@ def _names_identity(paths: Sequence[str]) -> str:
 def file_identity(path: str | os.PathLike[str]) -> str:
     """Size and time of last change of a file, or what keeps it from being looked at."""
     try:
-        found = Path(path).stat()
+        found = os.stat(path)  # noqa: PTH116  # asked of every file of a run, where a Path takes most of the time
     except OSError as error:
         return type(error).__name__
     return f"{found.st_size}:{found.st_mtime_ns}"

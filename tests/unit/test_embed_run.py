@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+import llm_compression.embed.shards
 from llm_compression import VisionEncoder
 from llm_compression.cli import main
 from llm_compression.embed.reasons import CODES
 from llm_compression.embed.run import ErrorLimit, embed
 from llm_compression.embed.shards import Settings, embed_batches, embed_shard, plan_shards
-from llm_compression.embed.sources import find_sources
+from llm_compression.embed.sources import file_identity, find_sources
 from llm_compression.errors import ConfigError, EmbedError, ImageError, SourceChangedError, SourceError
 from tests.embed_photos import BROKEN, IMAGES, MODEL, files, run, write_photos
 
@@ -80,6 +81,24 @@ def test_the_command_says_what_became_of_the_rows(
     assert "error       1 rows: lfs_pointer" in said
     assert main([*command, "--strict"]) == 1
     assert whole.exists()
+
+
+@pytest.mark.requirement("35.8")
+def test_only_shards_that_are_there_are_held_against_their_source(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """35.8: ... since its shard was made; of a shard that was not, no file is looked at before it is."""
+    looked = list[str]()
+
+    def identity(path: str) -> str:
+        looked.append(path)
+        return file_identity(path)
+
+    monkeypatch.setattr(llm_compression.embed.shards, "file_identity", identity)
+    assert run(photos, tmp_path / "out", dry_run=True).done_before == 0
+    assert looked == []
+    assert run(photos, whole, dry_run=True).done_before == len(files(whole))
+    assert len(looked) == IMAGES + len(BROKEN)
 
 
 @pytest.mark.requirement("35.13")

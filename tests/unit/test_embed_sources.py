@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -191,6 +192,37 @@ def test_a_long_list_has_many_fragments(tmp_path: Path) -> None:
     first, second = find_sources([listed]).fragments
     assert (first.rows, second.rows) == (PATHS_PER_FRAGMENT, 5)
     assert rows_of(second, [2])[0]["id"].to_pylist() == [f"{listed}#{PATHS_PER_FRAGMENT + row}" for row in range(5)]
+
+
+@pytest.mark.requirement("35.3")
+@pytest.mark.parametrize("given", ["list.txt", "folder", "folder/*.jpg"])
+def test_a_plan_holds_paths_as_texts_alone(given: str, tmp_path: Path) -> None:
+    """35.3, of so many paths that they must not be held as objects of several hundred bytes."""
+    rows = 2000
+    (tmp_path / "folder").mkdir()
+    names = [tmp_path / "folder" / f"{row:06}.jpg" for row in range(rows)]
+    for name in names:
+        name.touch()
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
+    find_sources([tmp_path / given])  # what is made once is no part of it
+    tracemalloc.start()
+    found = find_sources([tmp_path / given])
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert found.rows == rows
+    assert held / rows < len(str(names[0])) + 150
+
+
+@pytest.mark.requirement("35.3")
+def test_a_folder_named_in_any_way_gives_plain_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35.3: `.`, a trailing slash and a doubled one name the same files."""
+    (tmp_path / "inner").mkdir()
+    for name in ("a.jpg", "inner/b.jpg"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for folder, wanted in {".": "", "./": "", "inner/../.": "inner/../", f"{tmp_path}//": f"{tmp_path}/"}.items():
+        (fragment,) = find_sources([folder]).fragments
+        assert fragment.paths == (f"{wanted}a.jpg", f"{wanted}inner/b.jpg")
 
 
 @pytest.mark.requirement("35.3")

@@ -1,0 +1,1 @@
+"""`embed` at scale: a study of generated images with broken ones among them, and what it would take on paper."""

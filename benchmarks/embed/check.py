@@ -1,4 +1,4 @@
-"""A data set held against what its folder holds: lost rows, swallowed errors, vectors of nothing or of another image."""
+"""A data set held against what its folder holds: lost rows, swallowed errors, vectors of nothing or of others."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import psutil
 
@@ -74,16 +73,21 @@ def killed(arguments: Sequence[str], seconds: float, victim: Victim) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        tree = psutil.Process(process.pid).children(recursive=True) if victim == "tree" else []
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for each in tree:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
+        kill(process, victim)
         return True
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)}: ended with status {process.returncode}")
     return False
+
+
+def kill(process: subprocess.Popen[Any], victim: Victim) -> None:
+    """End a process at once, alone or with all that it started."""
+    tree = psutil.Process(process.pid).children(recursive=True) if victim == "tree" else []
+    process.kill()
+    process.wait()
+    for each in tree:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def tree_bytes(process: int) -> int:

@@ -54,12 +54,13 @@ class Item:
         return None if self.broken is None else BROKEN[self.broken]
 
 
-def items(count: int, seed: int = 0) -> list[Item]:
+def items(count: int, seed: int = 0, distinct: int = DISTINCT) -> list[Item]:
     """What a folder of some files holds, in the order of its rows; the same for the same arguments.
 
     Args:
         count: How many files.
         seed: Of the places of broken ones.
+        distinct: How many contents.
     """
     rng = random.Random(seed)
     places = sorted(rng.sample(range(count), round(count * BROKEN_PART)))
@@ -68,7 +69,7 @@ def items(count: int, seed: int = 0) -> list[Item]:
     return [
         Item(
             f"{row:08}{_SUFFIXES.get(broken.get(row, ''), '.jpg')}",
-            row % min(count, DISTINCT),
+            row % distinct,
             broken.get(row),
         )
         for row in range(count)

@@ -71,7 +71,11 @@ def main() -> int:
         parser.error(f"{options.out}: exists, expected a new directory")
     options.out.mkdir(parents=True)
     flags = ["--workers", options.workers, "--shard-rows", str(options.shard_rows)]
-    runs = [run(count, options.out, options.model, flags, options.seed) for count in (options.small, options.images)]
+    runs = list[Run]()
+    for count in (options.small, options.images):
+        runs.append(run(count, options.out, options.model, flags, options.seed))
+        # what took long is there if the next thing fails
+        (options.out / f"run-{count}.json").write_text(json.dumps(asdict(runs[-1]), indent=2) + "\n", encoding="utf-8")
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.embed.study {shlex.join(sys.argv[1:])}",
         "machine": asdict(this_machine()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,145 +105,143 @@ def need(images: int, measured: Mapping[str, Any], assumed: Assumed) -> Need:
     )
 
 
-def page(measured: Mapping[str, Any], assumed: Assumed = Assumed()) -> str:  # noqa: B008  # it is frozen
+def page(measured: Mapping[str, Any], assumed: Assumed = Assumed()) -> str:
     """The page, in Markdown."""
-    parts, machine, runs = measured["parts"], measured["machine"], measured["runs"]
-    both = parts["decode_seconds"] + parts["encode_seconds"]
     needs = [need(count, measured, assumed) for count in COUNTS]
-    lines = [
-        "# From a million images on",
-        "",
-        "On paper: `python -m benchmarks.embed.scale benchmarks/embed/measured.json` computes this page from a study of "
-        f"{runs[-1]['images']:,} images. Nothing here was run at these sizes. The machine of the study has "
-        f"{machine['cores']} processors, {machine['processor']}, {_sets(machine['flags'])}, {machine['memory_mb'] / 1e3:.0f} "
-        f"GB, Python {machine['python']}, PyTorch {machine['versions']['torch']}; it was shared with other work.",
-        "",
-        "## Measured",
-        "",
-        *_table(
-            ("one processor, one thread", "figure"),
-            [
-                (
-                    "decode a 0.5-megapixel JPEG",
-                    f"{1e3 * parts['decode_seconds']:.1f} ms, {1 / parts['decode_seconds']:.1f} a second",
-                ),
-                ("encode it", f"{1e3 * parts['encode_seconds']:.1f} ms, {1 / parts['encode_seconds']:.1f} a second"),
-                ("both", f"{1e3 * both:.1f} ms, {1 / both:.1f} a second"),
-                ("a shard beside its rows", f"{1e3 * parts['shard_seconds']:.1f} ms"),
-                ("a finished shard, when a run is resumed", f"{1e3 * parts['resume_seconds_a_shard']:.1f} ms"),
-                (
-                    "a path in the plan",
-                    f"{1e6 * parts['plan_seconds_a_path']:.2f} µs, {parts['plan_bytes_a_path']:.0f} bytes",
-                ),
-            ],
-        ),
-        "",
-        f"By `{parts['command']}`. A row of output takes {runs[-1]['output_bytes']:.0f} bytes, an image "
-        f"{parts['image_bytes']:,.0f}. By `{measured['command']}`:",
-        "",
-        *_table(
-            ("run", "processor ms an image", "ms an image on the clock", "peak MB of all processes"),
-            [
-                (
-                    f"{run['images']:,} images",
-                    f"{1e3 * run['processor_seconds']:.1f}",
-                    f"{1e3 * run['steady_seconds']:.1f}",
-                    f"{run['peak_bytes'] / 1e6:.0f}",
-                )
-                for run in runs
-            ],
-        ),
-        "",
-        "## What it takes",
-        "",
-        f"At {assumed.shard_rows:,} rows a file, ${assumed.price:g} a processor hour and {assumed.processors:,} processors of "
-        "this kind at a time.",
-        "",
-        *_table(
-            ("images", "files of output", "processor hours", "cost", "days", "input", "output", "plan"),
-            [
-                (
-                    _power(each.images),
-                    f"{each.shards:,}",
-                    _number(each.processor_hours),
-                    f"${_number(each.compute_dollars)}",
-                    _number(each.days),
-                    _bytes(each.input_bytes),
-                    _bytes(each.output_bytes),
-                    _bytes(each.plan_bytes),
-                )
-                for each in needs
-            ],
-        ),
-        "",
-        "## Where the next bottleneck sits",
-        "",
-        *_table(
-            (
-                "images",
-                "listing",
-                "plan",
-                "look at finished shards",
-                "GET requests alone",
-                "their price and that of PUT and LIST",
-            ),
-            [
-                (
-                    _power(each.images),
-                    _time(each.list_seconds),
-                    _time(each.plan_seconds),
-                    _time(each.resume_seconds),
-                    _time(each.images / assumed.get_per_second),
-                    f"${_number(each.request_dollars)}",
-                )
-                for each in needs
-            ],
-        ),
-        "",
-        f"Assumed of an object store: {assumed.get_per_second:,} GET requests a second for a prefix, {assumed.keys_per_list:,} "
-        f"keys and {assumed.list_seconds:g} s a LIST request, one after another, ${assumed.get_price:g} for 1,000 GET and "
-        f"${assumed.put_price:g} for 1,000 PUT or LIST requests. `embed` reads local files: the store is mounted, or its "
-        "objects are copied.",
-        "",
-        *_bottlenecks(measured, assumed),
-        "",
+    blocks = ["# From a million images on", _where(measured), "## Measured", *_measured(measured)]
+    blocks += ["## What it takes", *_taken(needs, assumed)]
+    blocks += ["## Where the next bottleneck sits", *_limits(needs, assumed), _bottlenecks(measured, assumed)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _where(measured: Mapping[str, Any]) -> str:
+    machine = measured["machine"]
+    return _wrapped(
+        "On paper: `python -m benchmarks.embed.scale benchmarks/embed/measured.json` computes this page from a study "
+        f"of {measured['runs'][-1]['images']:,} images. Nothing here was run at these sizes. The machine of the study "
+        f"has {machine['cores']} processors, {machine['processor']}, {_sets(machine['flags'])}, "
+        f"{machine['memory_mb'] / 1e3:.0f} GB, Python {machine['python']}, PyTorch {machine['versions']['torch']}; it "
+        "was shared with other work, so that times on the clock are longer than they need be."
+    )
+
+
+def _measured(measured: Mapping[str, Any]) -> list[str]:
+    parts, runs = measured["parts"], measured["runs"]
+    decode, encode = parts["decode_seconds"], parts["encode_seconds"]
+    a_path = f"{1e6 * parts['plan_seconds_a_path']:.2f} µs, {parts['plan_bytes_a_path']:.0f} bytes"
+    figures = [
+        ("decode a 0.5-megapixel JPEG", f"{1e3 * decode:.1f} ms, {1 / decode:.1f} a second"),
+        ("encode it", f"{1e3 * encode:.1f} ms, {1 / encode:.1f} a second"),
+        ("both", f"{1e3 * (decode + encode):.1f} ms, {1 / (decode + encode):.1f} a second"),
+        ("a shard beside its rows", f"{1e3 * parts['shard_seconds']:.1f} ms"),
+        ("a finished shard, when a run is resumed", f"{1e3 * parts['resume_seconds_a_shard']:.1f} ms"),
+        ("a path in the plan", a_path),
     ]
-    return "\n".join(lines)
-
-
-def _bottlenecks(measured: Mapping[str, Any], assumed: Assumed) -> list[str]:
-    parts = measured["parts"]
-    both = parts["decode_seconds"] + parts["encode_seconds"]
-    rate = assumed.processors / both
-    larger = "encoding" if parts["encode_seconds"] > parts["decode_seconds"] else "decoding"
-    share = max(parts["encode_seconds"], parts["decode_seconds"]) / both
-    fit = assumed.memory_gb * 1e9 / parts["plan_bytes_a_path"]
-    dearer = both / 3600 * assumed.price / (assumed.get_price / 1000)
-    list_share = assumed.list_seconds / assumed.keys_per_list / (both / assumed.processors)
-    resume_share = parts["resume_seconds_a_shard"] / assumed.shard_rows / (both / assumed.processors)
+    rows = [
+        (
+            f"{run['images']:,} images",
+            f"{1e3 * run['processor_seconds']:.1f}",
+            f"{1e3 * run['steady_seconds']:.1f}",
+            f"{run['peak_bytes'] / 1e6:.0f}",
+        )
+        for run in runs
+    ]
     return [
-        f"- **Processors**: {larger} is {share:.0%} of an image. A device or instruction set that encodes faster leaves decoding, "
-        f"{1e3 * parts['decode_seconds']:.1f} ms of a processor.",
-        f"- **GET requests**: {assumed.processors:,} processors ask for {rate:,.0f} images a second; a prefix is enough for "
-        f"{assumed.get_per_second * both:,.0f} processors. Tar shards of 10,000 images make one request of 10,000, and of the "
-        f"price of requests, which is 1/{dearer:.0f} of the processors', nothing."
-        if dearer >= 1
-        else f"- **GET requests**: they cost {1 / dearer:.1f} times as much as the processors; tar shards make one of 10,000.",
-        f"- **Listing**: one after another, {list_share:.0%} of the time that {assumed.processors:,} processors compute; before "
-        "them, not beside them. A list, a table or tar shards need none.",
-        f"- **Plan**: {assumed.memory_gb} GB hold {_number(fit)} paths. Above, the input is cut into runs with a directory each, or "
-        "into tables or tar shards, of which the plan has the files and not the rows.",
-        f"- **Resume**: the look at finished shards takes up to {resume_share:.1%} of the time that {assumed.processors:,} "
-        "processors compute, by one of them; more rows a file (`--shard-rows`; of paths 4,096 at most) make it less.",
-        f"- **Output**: {rate / assumed.shard_rows:,.1f} files a second of {_bytes(assumed.shard_rows * measured['runs'][-1]['output_bytes'])}; "
-        f"{_number(COUNTS[-1] / assumed.shard_rows)} files at {_power(COUNTS[-1])} images, more than a directory or one dataset "
-        "that is opened at once should hold: a run, and a directory, for each part.",
+        _table(("one processor, one thread", "figure"), figures),
+        f"By `{parts['command']}`.",
+        _wrapped(
+            f"A row of output takes {runs[-1]['output_bytes']:,.0f} bytes, an image {parts['image_bytes']:,.0f}. Whole "
+            f"runs, by `{measured['command']}`:"
+        ),
+        _table(("run", "processor ms an image", "ms an image on the clock", "peak MB of all processes"), rows),
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _taken(needs: Sequence[Need], assumed: Assumed) -> list[str]:
+    rows = [
+        (
+            _power(each.images),
+            f"{each.shards:,}",
+            _number(each.processor_hours),
+            f"${_number(each.compute_dollars)}",
+            _number(each.days),
+            _bytes(each.input_bytes),
+            _bytes(each.output_bytes),
+            _bytes(each.plan_bytes),
+        )
+        for each in needs
+    ]
+    return [
+        _wrapped(
+            f"At {assumed.shard_rows:,} rows a file, ${assumed.price:g} a processor hour and {assumed.processors:,} "
+            "processors of this kind at a time; `--price`, `--processors` and the others of the script change them."
+        ),
+        _table(("images", "files of output", "processor hours", "cost", "days", "input", "output", "plan"), rows),
+    ]
+
+
+def _limits(needs: Sequence[Need], assumed: Assumed) -> list[str]:
+    rows = [
+        (
+            _power(each.images),
+            _time(each.list_seconds),
+            _time(each.plan_seconds),
+            _time(each.resume_seconds),
+            _time(each.images / assumed.get_per_second),
+            f"${_number(each.request_dollars)}",
+        )
+        for each in needs
+    ]
+    return [
+        _table(("images", "listing", "plan", "look at finished files", "GET requests", "price of all requests"), rows),
+        _wrapped(
+            f"Assumed of an object store: {assumed.get_per_second:,} GET requests a second for a prefix, "
+            f"{assumed.keys_per_list:,} keys and {assumed.list_seconds:g} s a LIST request, one after another, "
+            f"${assumed.get_price:g} for 1,000 GET and ${assumed.put_price:g} for 1,000 PUT or LIST requests. `embed` "
+            "reads local files: the store is mounted, or its objects are copied."
+        ),
+    ]
+
+
+def _bottlenecks(measured: Mapping[str, Any], assumed: Assumed) -> str:
+    parts = measured["parts"]
+    decode, encode = parts["decode_seconds"], parts["encode_seconds"]
+    both = decode + encode
+    rate = assumed.processors / both
+    larger = "encoding" if encode > decode else "decoding"
+    # parts of the time in which the processors do all images
+    listed = assumed.list_seconds / assumed.keys_per_list * rate
+    resumed = parts["resume_seconds_a_shard"] / assumed.shard_rows * rate
+    planned = assumed.memory_gb * 1e9 / parts["plan_bytes_a_path"]
+    requests = assumed.get_price / 1000 / (both / 3600 * assumed.price)
+    files = -(-COUNTS[-1] // assumed.shard_rows)
+    file_bytes = assumed.shard_rows * measured["runs"][-1]["output_bytes"]
+    found = [
+        f"**Processors**: {larger} is {max(encode, decode) / both:.0%} of an image. Whatever encodes faster leaves "
+        f"decoding, {1e3 * decode:.1f} ms of a processor.",
+        f"**GET requests**: {assumed.processors:,} processors ask for {_number(rate)} images a second, and a prefix is "
+        f"enough for {_number(assumed.get_per_second * both)} processors. The requests cost {requests:.0%} of what the "
+        "processors do. Tar shards of 10,000 images make one request of 10,000.",
+        f"**Listing**: one after another, {listed:.0%} of the time that {assumed.processors:,} processors take, and "
+        "before they begin. A list of paths, a table or tar shards need none.",
+        f"**Plan**: {assumed.memory_gb} GB hold {_number(planned / 1e6)} million paths. Above, the input is cut into "
+        "runs with a directory each, or into tables or tar shards, of which the plan has the files and not the rows.",
+        f"**Resume**: the look at finished files takes up to {resumed:.1%} of the time that {assumed.processors:,} "
+        "processors take, by one of them. More rows a file make it less: `--shard-rows`, of paths 4,096 at most.",
+        f"**Output**: {_number(rate / assumed.shard_rows)} files of {_bytes(file_bytes)} a second. The "
+        f"{_number(files / 1e6)} million of {_power(COUNTS[-1])} images are more than one directory should hold, or a "
+        "reader open as one data set: a directory for each part of the input.",
+    ]
+    return "\n".join(_wrapped(f"- {each}", "  ") for each in found)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     marks = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 
 def _sets(flags: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.embed import child, images
+from benchmarks.embed import child, images, poison
 from benchmarks.embed.check import differences, problems
 from benchmarks.embed.images import BROKEN, HEIGHT, WIDTH, Item
 from llm_compression import VisionEncoder, shapes_model
@@ -174,3 +174,24 @@ def test_a_run_is_killed_or_has_ended() -> None:
     assert not child.killed([sys.executable, "-c", ""], 600, "parent")
     with pytest.raises(RuntimeError, match="ended with status 1"):
         child.killed([sys.executable, "-c", "raise SystemExit(1)"], 600, "parent")
+
+
+def test_what_became_of_a_poisoned_row(tmp_path: Path) -> None:
+    """Its row alone says `crashed`; another one that does, and one that is missing, are seen."""
+    listed, row = poison.write(tmp_path / "rows", 6, seed=0)
+    paths = listed.read_text().splitlines()
+    assert [Path(path).name == "poison.jpg" for path in paths] == [each == row for each in range(6)]
+    (tmp_path / "out").mkdir()
+
+    def found(bad: set[int], count: int) -> dict[str, object]:
+        nulls = np.array([each in bad for each in range(count)])
+        errors = pa.array(["crashed" if null else None for null in nulls], pa.string())
+        vectors = column_of(np.ones((count, WIDE), np.float32), nulls)
+        columns = {"path": paths[:count], "embedding": vectors, "error": errors, "error_message": errors}
+        pq.write_table(pa.table(columns), tmp_path / "out" / "0.parquet")
+        return poison.outcome(tmp_path / "out", paths, row)
+
+    assert found({row}, 6) == {"rows": 6, "with_vectors": 5, "row": row, "says": "crashed", "wrong": []}
+    assert found({row, 0}, 6)["wrong"] == [0]
+    assert found(set(), 6)["wrong"] == [row]
+    assert found({row}, 5)["wrong"] == [5]

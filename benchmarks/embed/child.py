@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import psutil
 
-_BETWEEN_SAMPLES: Final = 0.1
+_BETWEEN_SAMPLES: Final = 0.5  # a sample walks the page tables of a process, which is not free
 Victim = Literal["parent", "tree"]
 
 

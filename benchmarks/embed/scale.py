@@ -121,7 +121,7 @@ def _where(measured: Mapping[str, Any]) -> str:
         f"of {measured['runs'][-1]['images']:,} images. Nothing here was run at these sizes. The machine of the study "
         f"has {machine['cores']} processors, {machine['processor']}, {_sets(machine['flags'])}, "
         f"{machine['memory_mb'] / 1e3:.0f} GB, Python {machine['python']}, PyTorch {machine['versions']['torch']}; it "
-        "was shared with other work, so that times on the clock are longer than they need be."
+        "was shared with other work, which makes every time longer, most of all those on the clock."
     )
 
 

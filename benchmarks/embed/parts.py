@@ -17,14 +17,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 
 from llm_compression import VisionEncoder
 from llm_compression.embed import run
 from llm_compression.embed.encoders import description
-from llm_compression.embed.shards import Settings, Shard, embed_shard, plan_shards
+from llm_compression.embed.shards import Settings, Shard, embed_shard, plan_shards, write_shard
 from llm_compression.embed.sources import find_sources
+from llm_compression.embed.tables import Embedded
 from llm_compression.multimodal.image_check import check_images
 
 IMAGES: Final = 128
@@ -94,7 +97,19 @@ def shard_overhead(directory: Path, encoder: VisionEncoder, settings: Settings) 
     for name in run._present(out, settings):
         run._counts(out / name)
     resumed = (time.perf_counter() - began) / (_SHARDS + 1)
-    return {"shard_seconds": (times[1] - times[0]) / (_SHARDS - 1), "resume_seconds_a_shard": resumed}
+    return {
+        "shard_seconds": (times[1] - times[0]) / (_SHARDS - 1),
+        "resume_seconds_a_shard": resumed,
+        "output_bytes_a_row": _row_bytes(directory / "shard.parquet", settings),
+    }
+
+
+def _row_bytes(path: Path, settings: Settings) -> float:
+    """What a row of a shard of `SHARD_ROWS` files with embeddings takes."""
+    vectors = np.random.default_rng(0).standard_normal((run.SHARD_ROWS, settings.dimension)).astype(np.float32)
+    names = [f"/data/photos/{0:07}/{row:010}.jpg" for row in range(run.SHARD_ROWS)]
+    write_shard(path, Embedded(pa.table({"id": names, "path": names}), vectors), settings, "0" * 64)
+    return path.stat().st_size / run.SHARD_ROWS
 
 
 def passes(encoder: VisionEncoder, paths: list[str]) -> dict[str, float]:

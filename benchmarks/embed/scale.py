@@ -84,7 +84,7 @@ def need(images: int, measured: Mapping[str, Any], assumed: Assumed) -> Need:
         measured: As the study writes it.
         assumed: The rest.
     """
-    parts, large = measured["parts"], measured["runs"][-1]
+    parts = measured["parts"]
     shards = -(-images // assumed.shard_rows)
     seconds = images * (parts["decode_seconds"] + parts["encode_seconds"]) + shards * parts["shard_seconds"]
     lists = -(-images // assumed.keys_per_list)
@@ -95,7 +95,7 @@ def need(images: int, measured: Mapping[str, Any], assumed: Assumed) -> Need:
         compute_dollars=seconds / 3600 * assumed.price,
         days=seconds / assumed.processors / 86400,
         input_bytes=images * parts["image_bytes"],
-        output_bytes=images * large["output_bytes"],
+        output_bytes=images * parts["output_bytes_a_row"],
         plan_bytes=images * parts["plan_bytes_a_path"],
         plan_seconds=images * parts["plan_seconds_a_path"],
         resume_seconds=shards * parts["resume_seconds_a_shard"],
@@ -150,8 +150,8 @@ def _measured(measured: Mapping[str, Any]) -> list[str]:
         _table(("one processor, one thread", "figure"), figures),
         f"By `{parts['command']}`.",
         _wrapped(
-            f"A row of output takes {runs[-1]['output_bytes']:,.0f} bytes, an image {parts['image_bytes']:,.0f}. Whole "
-            f"runs, by `{measured['command']}`:"
+            f"A row of output takes {parts['output_bytes_a_row']:,.0f} bytes, an image "
+            f"{parts['image_bytes']:,.0f}. Whole runs, by `{measured['command']}`:"
         ),
         _table(("run", "processor ms an image", "ms an image on the clock", "peak MB of all processes"), rows),
     ]
@@ -215,7 +215,7 @@ def _bottlenecks(measured: Mapping[str, Any], assumed: Assumed) -> str:
     planned = assumed.memory_gb * 1e9 / parts["plan_bytes_a_path"]
     requests = assumed.get_price / 1000 / (both / 3600 * assumed.price)
     files = -(-COUNTS[-1] // assumed.shard_rows)
-    file_bytes = assumed.shard_rows * measured["runs"][-1]["output_bytes"]
+    file_bytes = assumed.shard_rows * parts["output_bytes_a_row"]
     found = [
         f"**Processors**: {larger} is {max(encode, decode) / both:.0%} of an image. Whatever encodes faster leaves "
         f"decoding, {1e3 * decode:.1f} ms of a processor.",

@@ -18,7 +18,7 @@ from llm_compression.columns import arrow_values
 from llm_compression.embed.encoders import AnyEncoder, towers_of
 from llm_compression.embed.encoding import embed_rows
 from llm_compression.embed.reasons import Reason
-from llm_compression.embed.rows import TEXT_COLUMNS, VECTOR_COLUMNS, RowBatch, read_rows
+from llm_compression.embed.rows import EMBEDDING, TEXT_COLUMNS, TEXT_PREFIX, VECTOR_COLUMNS, RowBatch, read_rows
 from llm_compression.embed.sources import Fragment, file_identity
 from llm_compression.embed.tables import Embedded, VectorDtype, VectorType, table_of
 from llm_compression.embed.texts import EXPECTED, texts_of
@@ -216,7 +216,18 @@ def write_shard(path: Path, found: Embedded, settings: Settings, state: str) -> 
     # Arrow's own metadata, such as that of pandas, would describe other columns
     table = table.replace_schema_metadata({METADATA_KEY: says.encode()})
     with whole_file(path) as partial:
-        pq.write_table(table, partial, row_group_size=max(1, table.num_rows))
+        pq.write_table(table, partial, row_group_size=max(1, table.num_rows), use_dictionary=_repeating(table))
+
+
+def _repeating(table: pa.Table) -> list[str]:
+    """Paths of all columns but the vectors: a dictionary of numbers that do not repeat is larger than they are."""
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.ParquetWriter(sink, table.schema).close()
+    schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    paths = [schema.column(index).path for index in range(len(schema.names))]
+    return [path for path in paths if path.partition(".")[0] not in (EMBEDDING, TEXT_PREFIX + EMBEDDING)]
 
 
 def _version() -> str:

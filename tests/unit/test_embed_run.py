@@ -22,8 +22,9 @@ from llm_compression import VisionEncoder
 from llm_compression.cli import main
 from llm_compression.embed.reasons import CODES
 from llm_compression.embed.run import ErrorLimit, embed
-from llm_compression.embed.shards import Settings, embed_batches, embed_shard, plan_shards
+from llm_compression.embed.shards import Settings, embed_batches, embed_shard, plan_shards, write_shard
 from llm_compression.embed.sources import file_identity, find_sources
+from llm_compression.embed.tables import Embedded, VectorType
 from llm_compression.errors import ConfigError, EmbedError, ImageError, SourceChangedError, SourceError
 from tests.embed_photos import BROKEN, IMAGES, MODEL, files, run, write_photos
 
@@ -267,6 +268,23 @@ def test_tables_and_other_vectors(photos: Path, tmp_path: Path) -> None:
     wanted = VisionEncoder(MODEL).encode(paths[:9]).astype(np.float16)
     assert np.array_equal(np.array(out["embedding"].to_pylist()[:9], np.float16), wanted)
     assert out["embedding"].to_pylist()[9] is None
+
+
+@pytest.mark.requirement("35.1")
+@pytest.mark.parametrize("vector_type", ["fixed_size_list", "list"])
+def test_a_file_is_little_larger_than_its_vectors(vector_type: VectorType, tmp_path: Path) -> None:
+    """35.1: `id`, the columns that it carries, nested ones too, with a dictionary; `embedding` without one."""
+    rows, wide = 1000, 64
+    vectors = np.random.default_rng(0).standard_normal((rows, wide)).astype(np.float32)
+    carried = pa.table({"id": [str(row) for row in range(rows)], "tags": [{"kind": ["a", "b"]}] * rows})
+    settings = Settings("", {}, wide, "float32", vector_type=vector_type)
+    write_shard(tmp_path / "shard.parquet", Embedded(carried, vectors), settings, "")
+    assert (tmp_path / "shard.parquet").stat().st_size < 1.1 * vectors.nbytes
+    group = pq.read_metadata(tmp_path / "shard.parquet").row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    with_dictionary = {each.path_in_schema.partition(".")[0] for each in columns if each.has_dictionary_page}
+    assert with_dictionary == {"id", "tags", "error", "error_message"}
+    assert pq.read_table(tmp_path / "shard.parquet")["embedding"].to_pylist() == vectors.tolist()
 
 
 @pytest.mark.requirement("35.14")

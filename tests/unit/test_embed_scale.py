@@ -18,11 +18,11 @@ ROUND: dict[str, Any] = {
         "encode_seconds": 0.08,
         "shard_seconds": 1.0,
         "image_bytes": 1e5,
+        "output_bytes_a_row": 2000.0,
         "plan_bytes_a_path": 100.0,
         "plan_seconds_a_path": 1e-6,
         "resume_seconds_a_shard": 0.01,
     },
-    "runs": [{"output_bytes": 2000.0}],
 }
 
 

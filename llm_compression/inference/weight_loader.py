@@ -20,6 +20,7 @@ import torch
 
 from llm_compression.columns import binary_views
 from llm_compression.errors import MissingTensorError, WeightFormatError
+from llm_compression.inference.fingerprints import fingerprint
 from llm_compression.inference.model_path import weight_file_of
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,
@@ -28,7 +29,6 @@ from llm_compression.inference.weight_format import (
     SCHEMA,
     TensorHash,
     WeightMetadata,
-    fingerprint,
 )
 
 _BUFFER_BYTES: Final = 1 << 20
@@ -64,10 +64,6 @@ class TensorInfo:
     def dtype_name(self) -> str:
         """The dtype as a weight file writes it."""
         return DTYPE_NAMES[self.dtype]
-
-    def fingerprint(self, data: memoryview) -> str:
-        """The fingerprint that these bytes would have as this tensor."""
-        return fingerprint(self.dtype_name, self.shape, data)
 
 
 class WeightLoader:
@@ -328,7 +324,10 @@ class WeightLoader:
                 f"{self.path}: {info.name}: {'no data' if data is None else f'{data.nbytes} bytes'}, "
                 f"expected {info.num_bytes} bytes for {info.dtype} {info.shape}"
             )
-        if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
+        if self.metadata is None:
+            return
+        found = fingerprint(info.dtype_name, info.shape, data, self.metadata.format_version)
+        if found != self.metadata.fingerprints[info.name]:
             raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
 
 

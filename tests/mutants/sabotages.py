@@ -86,6 +86,22 @@ SABOTAGES: Final = (
         _CORE,
         "test_properties_core.py",
     ),
+    Sabotage(
+        "fingerprints that weigh all words alike",
+        (
+            Edit(
+                f"{INFERENCE}/fingerprints.py", "return z ^ z >> np.uint64(31) | np.uint64(1)", "return np.ones_like(z)"
+            ),
+        ),
+        _tests("tests/property/test_properties_fingerprints.py"),
+        "test_no_rearrangement_goes_unseen",
+    ),
+    Sabotage(
+        "fingerprints without the upper halves",
+        (Edit(f"{INFERENCE}/fingerprints.py", "np.dot(halves, _MULTIPLIERS)", "0"),),
+        _tests("tests/unit/test_fingerprints.py"),
+        "test_two_words_that_change_places",
+    ),
     # of the two forms of attention one is not chosen on any given machine
     Sabotage(
         "no scale in attention by two products",

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+import torch
 
 import llm_compression
 from llm_compression.cli import _parser
@@ -27,6 +28,7 @@ from llm_compression.inference.weight_format import DTYPES, WeightMetadata, writ
 from llm_compression.inference.weight_loader import WeightLoader
 from llm_compression.models import shapes_model
 from tests.pages import PAGES, ROOT, anchors, blocks_and_prose, links, prepare
+from tests.weight_rows import rewrite
 
 DOCS: Final = ROOT / "docs"
 GUIDES: Final = ("quickstart", "convert", "encode", "classify", "find", "gate", "reports", "weight-format", "api")
@@ -263,6 +265,35 @@ def test_the_reader_of_the_specification_gives_the_same_bits(reader: Reader, tmp
         expected = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
         assert found[name].dtype == expected.dtype
         assert np.array_equal(found[name], expected), name
+
+
+@pytest.mark.requirement("31.6", "39.3")
+def test_the_reader_of_the_specification_takes_version_1(reader: Reader) -> None:
+    """31.6, 39.3: files of version 1 give the bits that WeightLoader gives, too."""
+    file = ROOT / "tests" / "compat" / "format_1" / "weights.parquet"
+    loader = WeightLoader(file)
+    assert loader.metadata is not None
+    assert loader.metadata.format_version == 1
+    _, _, found = reader(file)
+    assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in loader.stream())
+    assert list(found) == loader.names
+
+
+@pytest.mark.requirement("39.2")
+def test_the_reader_of_the_specification_sees_words_that_change_places(reader: Reader, tmp_path: Path) -> None:
+    """39.2: IF words of a tensor are exchanged and the page checksums are made anew, THEN the reader that the
+    specification prints refuses the file, too."""
+    file = tmp_path / "weights.parquet"
+    write_weights(file, [("a", torch.arange(3000.0))], WeightMetadata({}))
+    assert reader(file)[2]["a"].tolist() == list(range(3000))
+
+    def exchange(rows: list[dict[str, Any]]) -> None:
+        data = rows[0]["data"]
+        rows[0]["data"] = data[8:16] + data[:8] + data[16:]
+
+    rewrite(file, exchange)
+    with pytest.raises(ValueError, match="fingerprint"):
+        reader(file)
 
 
 @pytest.mark.requirement("31.7")

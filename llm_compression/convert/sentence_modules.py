@@ -90,7 +90,7 @@ def pooling(root: Path) -> str | None:
     values = read_json(file)
     config_keys.refuse_unknown(file, values, ("pooling_mode", *_POOLING_KEYS), config_keys.POOLING)
     mode: Any = values.get("pooling_mode")
-    if mode is None:
+    if "pooling_mode" not in values:
         on = [key for key in values if key in _POOLING_KEYS and values[key]]
         mode = _POOLING_KEYS[on[0]] if len(on) == 1 else on
         if not any(key in values for key in _POOLING_KEYS):
@@ -130,14 +130,17 @@ def max_length(directory: Path, positions: int, *, settings: bool = True) -> int
     Raises:
         CheckpointError: A file says something that is not supported.
     """
+    where = f"{directory}: max_seq_length"
     stated = sentence_settings(directory).get("max_seq_length") if settings else None
     file = directory / "tokenizer_config.json"
     if stated is None and file.exists():
-        stated = read_json(file).get("model_max_length")
+        where, stated = f"{file}: model_max_length", read_json(file).get("model_max_length")
     # the limit that transformers writes where there is none is no whole number of its file format
-    if not isinstance(stated, int) or isinstance(stated, bool) or stated > _NO_LIMIT:
-        stated = positions
-    return int(min(stated, positions))
+    if stated is None or isinstance(stated, bool) or (isinstance(stated, int | float) and stated > _NO_LIMIT):
+        return positions
+    if not isinstance(stated, int):
+        raise CheckpointError(f"{where}: {stated!r}, expected a whole number")
+    return min(stated, positions)
 
 
 def _check_prompts(root: Path) -> None:

@@ -30,6 +30,7 @@ from llm_compression.inference.weight_format import (
     WeightMetadata,
     fingerprint,
 )
+from llm_compression.json_text import parsed
 
 _BUFFER_BYTES: Final = 1 << 20
 _LISTING: Final = ["layer_name", "shape", "dtype", "num_params"]
@@ -216,8 +217,7 @@ class WeightLoader:
         weight_file_of(self.path)
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.sha256(config))
-        if _state_of(self.path) != self._opened:
-            raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
+        self._require_unchanged()
         return digest.hexdigest()
 
     def _group_of(self, name: str) -> int:
@@ -245,8 +245,8 @@ class WeightLoader:
         if not beside.is_file():
             return None
         try:
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # the last of a file that is nested too deep
+            config = parsed(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise WeightFormatError(f"{beside}: not JSON: {error}") from error
         if not isinstance(config, dict):
             raise WeightFormatError(f"{beside}: {type(config).__name__}, expected a JSON object")
@@ -303,6 +303,11 @@ class WeightLoader:
                 raise WeightFormatError(f"{self.path}: {info.name}: NaN or infinite weights")
             yield info.name, tensor
 
+    def _require_unchanged(self) -> None:
+        """A file of the earlier layout has no fingerprints by which the data of another would be told from its own."""
+        if self.metadata is None and _state_of(self.path) != self._opened:
+            raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
+
     def _read_data(self, groups: Iterable[int]) -> Generator[tuple[TensorInfo, memoryview]]:
         """Each tensor of some row groups with its bytes; checked for length and identity."""
         with self._open() as file:
@@ -318,6 +323,7 @@ class WeightLoader:
                         raise WeightFormatError(f"{self.path}: {info.name}: damaged data: {error}") from error
                     self._check_data(info, data)
                     assert data is not None
+                    self._require_unchanged()
                     yield info, data
                 if next(blobs, None) is not None:
                     raise WeightFormatError(f"{self.path}: row group {group} has more data than names")

@@ -141,7 +141,7 @@ def open_checkpoint(
 
 def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
     """What changes when a file is written or replaced, for each that is there."""
-    found = {}
+    found: dict[Path, tuple[int, ...]] = {}
     for file in files:
         try:
             state = file.stat()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from llm_compression.columns import binary_views
-from llm_compression.errors import MissingTensorError, WeightFormatError
+from llm_compression.errors import LlmCompressionError, MissingTensorError, WeightFormatError
 from llm_compression.inference.model_path import weight_file_of
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,
@@ -214,8 +214,7 @@ class WeightLoader:
         if self.metadata is not None:
             return self.metadata.to_key_values()[f"{KEY_PREFIX}metadata_sha256"]
         config = json.dumps(self.config, sort_keys=True).encode()
-        weight_file_of(self.path)
-        with self.path.open("rb") as file:
+        with weight_file_of(self.path).open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.sha256(config))
         self._require_unchanged()
         return digest.hexdigest()
@@ -231,7 +230,7 @@ class WeightLoader:
         with _format_errors(self.path):
             # buffered, so that a column chunk, which is a whole block, is not held beside the tensors decoded from it
             file = pq.ParquetFile(
-                self.path,
+                weight_file_of(self.path),  # it may be gone since
                 memory_map=False,
                 pre_buffer=False,
                 buffer_size=_BUFFER_BYTES,
@@ -305,7 +304,7 @@ class WeightLoader:
 
     def _require_unchanged(self) -> None:
         """A file of the earlier layout has no fingerprints by which the data of another would be told from its own."""
-        if self.metadata is None and _state_of(self.path) != self._opened:
+        if self.metadata is None and _state_of(weight_file_of(self.path)) != self._opened:
             raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
 
     def _read_data(self, groups: Iterable[int]) -> Generator[tuple[TensorInfo, memoryview]]:
@@ -364,6 +363,6 @@ def _format_errors(path: Path) -> Iterator[None]:
         yield
     # ArrowInvalid is a ValueError, a failed checksum an OSError, a nonsense size an ArrowMemoryError or OverflowError
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        if isinstance(error, WeightFormatError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, LlmCompressionError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise WeightFormatError(f"{path}: not a sound Parquet file: {error}") from error

@@ -33,7 +33,7 @@ def test_a_key_that_stands_twice_is_refused_at_any_depth(key: str, first: object
     assert repr(key) in str(found.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "nan", "[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("text", ["", "{", "nan", "[" * 100_000, b"\xff\xff"])
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"Expecting|nested too deep|codec can't decode"):
         parsed(text)

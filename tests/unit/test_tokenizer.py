@@ -37,7 +37,10 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_are_read_as_the_library_reads_them(words_file: Path, words: list[str], space: str, upper: bool) -> None:
     """15.1, 19.5: a tokenizer of whole words gives without the library the ids that the library gives."""
     text = space.join(words).upper() if upper else space.join(words)
-    ours, theirs = load_tokenizer(words_file, 8, VOCABULARY), LibraryTokenizer(words_file, words_file.read_bytes(), 8, VOCABULARY)
+    ours, theirs = (
+        load_tokenizer(words_file, 8, VOCABULARY),
+        LibraryTokenizer(words_file, words_file.read_bytes(), 8, VOCABULARY),
+    )
     assert isinstance(ours, WordTokenizer)
     assert ours([text, "a"]) == theirs([text, "a"])
     assert ours.num_special == theirs.num_special == 2

@@ -267,9 +267,9 @@ def test_the_reader_of_the_specification_gives_the_same_bits(reader: Reader, tmp
         assert np.array_equal(found[name], expected), name
 
 
-@pytest.mark.requirement("31.6", "38.3")
+@pytest.mark.requirement("31.6", "39.3")
 def test_the_reader_of_the_specification_takes_version_1(reader: Reader) -> None:
-    """31.6, 38.3: files of version 1 give the bits that WeightLoader gives, too."""
+    """31.6, 39.3: files of version 1 give the bits that WeightLoader gives, too."""
     file = ROOT / "tests" / "compat" / "format_1" / "weights.parquet"
     loader = WeightLoader(file)
     assert loader.metadata is not None
@@ -279,9 +279,9 @@ def test_the_reader_of_the_specification_takes_version_1(reader: Reader) -> None
     assert list(found) == loader.names
 
 
-@pytest.mark.requirement("38.2")
+@pytest.mark.requirement("39.2")
 def test_the_reader_of_the_specification_sees_words_that_change_places(reader: Reader, tmp_path: Path) -> None:
-    """38.2: IF words of a tensor are exchanged and the page checksums are made anew, THEN the reader that the
+    """39.2: IF words of a tensor are exchanged and the page checksums are made anew, THEN the reader that the
     specification prints refuses the file, too."""
     file = tmp_path / "weights.parquet"
     write_weights(file, [("a", torch.arange(3000.0))], WeightMetadata({}))

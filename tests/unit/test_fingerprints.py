@@ -40,12 +40,12 @@ def of_words(*words: int) -> memoryview:
     return memoryview(np.array(words, "<u8").tobytes())
 
 
-@pytest.mark.requirement("38.1")
+@pytest.mark.requirement("39.1")
 @pytest.mark.parametrize(
     "size", [0, 1, 7, 8, 9, 4095, 4096, 4097, 5000, 32 * ROW - 1, 32 * ROW, 32 * ROW + 1, 70 * ROW]
 )
 def test_the_sums_are_those_of_the_specification(size: int) -> None:
-    """38.1: THE Package SHALL write Weight Files of format version 2, whose fingerprint of a tensor has sums of its
+    """39.1: THE Package SHALL write Weight Files of format version 2, whose fingerprint of a tensor has sums of its
     words weighted by their positions."""
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     padded, weights = data + bytes(-size % ROW), split_mix()
@@ -60,17 +60,17 @@ def test_the_sums_are_those_of_the_specification(size: int) -> None:
     assert fingerprint("uint8", [size], data, 2) == f"uint8[{size}]:{expected}"
 
 
-@pytest.mark.requirement("38.1")
+@pytest.mark.requirement("39.1")
 def test_the_example_of_the_specification() -> None:
-    """38.1: the value that docs/weight-format.md prints."""
+    """39.1: the value that docs/weight-format.md prints."""
     data = np.array([1.5, -2], "<f4").tobytes()
     assert fingerprint("float32", [2], data, 2) == "float32[2]:0b26ffe76051c311735506694e393aff"
 
 
-@pytest.mark.requirement("38.3")
+@pytest.mark.requirement("39.3")
 @pytest.mark.parametrize("size", range(20))
 def test_the_sum_of_version_1(size: int) -> None:
-    """38.3: WHEN given a Weight File of format version 1, THE WeightLoader SHALL hold its tensors against the sums of
+    """39.3: WHEN given a Weight File of format version 1, THE WeightLoader SHALL hold its tensors against the sums of
     their words."""
     data = bytearray(range(200, 200 + size))
     total = sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, size, 8)) % 2**64
@@ -95,9 +95,9 @@ def test_a_fingerprint_sees_every_byte(size: int, version: int) -> None:
     assert fingerprint("uint8", [1, size], data, version) != whole
 
 
-@pytest.mark.requirement("38.2")
+@pytest.mark.requirement("39.2")
 def test_what_the_multipliers_promise() -> None:
-    """38.2: that two words of a row that change places change a sum rests on multipliers that are odd and differ modulo
+    """39.2: that two words of a row that change places change a sum rests on multipliers that are odd and differ modulo
     2^32: a difference below 2^32 times one of theirs is then no multiple of 2^64."""
     found = [int(each) for each in multipliers()]
     assert found == split_mix()
@@ -105,10 +105,10 @@ def test_what_the_multipliers_promise() -> None:
     assert all(each % 2 for each in found)
 
 
-@pytest.mark.requirement("38.2")
+@pytest.mark.requirement("39.2")
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_two_words_that_change_places(one: int, other: int) -> None:
-    """38.2: IF words of a tensor are exchanged, THEN THE WeightLoader SHALL raise WeightFormatError: whichever two
+    """39.2: IF words of a tensor are exchanged, THEN THE WeightLoader SHALL raise WeightFormatError: whichever two
     places of a row, whatever the words differ by."""
     others = [int(each) for each in np.random.default_rng(0).integers(0, 2**63, 512)]
     for first, second in [(0, 1), (0, 511), *np.random.default_rng(1).choice(512, (60, 2), replace=False).tolist()]:
@@ -119,7 +119,7 @@ def test_two_words_that_change_places(one: int, other: int) -> None:
         assert hash_of_weighted_sums(of_words(*words)) != hash_of_weighted_sums(of_words(*swapped))
 
 
-@pytest.mark.requirement("38.2")
+@pytest.mark.requirement("39.2")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int8])
 @pytest.mark.parametrize(
     "matrix",
@@ -133,7 +133,7 @@ def test_two_words_that_change_places(one: int, other: int) -> None:
     ids=["identity", "blocks", "signs", "every other row", "Hadamard"],
 )
 def test_rearranged_patterns(matrix: np.ndarray, dtype: type) -> None:
-    """38.2: IF rows of a tensor are exchanged, rotated or reversed, THEN THE WeightLoader SHALL raise
+    """39.2: IF rows of a tensor are exchanged, rotated or reversed, THEN THE WeightLoader SHALL raise
     WeightFormatError: also where all sums of rows and columns stay the same."""
     data: np.ndarray = matrix.astype(dtype)
     changes: list[Callable[[np.ndarray], np.ndarray]] = [
@@ -154,9 +154,9 @@ def test_rearranged_patterns(matrix: np.ndarray, dtype: type) -> None:
     assert seen > 3
 
 
-@pytest.mark.requirement("38.2")
+@pytest.mark.requirement("39.2")
 def test_any_alignment_gives_the_same_sums() -> None:
-    """38.2: bytes that follow others of odd length in an Arrow buffer have the fingerprint of the same bytes alone."""
+    """39.2: bytes that follow others of odd length in an Arrow buffer have the fingerprint of the same bytes alone."""
     data = np.random.default_rng(0).integers(0, 256, 3 * ROW + 5, np.uint8).tobytes()
     for shift in range(1, 9):
         moved = memoryview(bytes(shift) + data)[shift:]

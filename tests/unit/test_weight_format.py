@@ -196,9 +196,9 @@ def test_metadata(path: Path) -> None:
     assert hashlib.sha256(text.encode()).hexdigest() == recorded
 
 
-@pytest.mark.requirement("38.1")
+@pytest.mark.requirement("39.1")
 def test_fingerprints_are_recorded(path: Path) -> None:
-    """38.1: THE Package SHALL write Weight Files of format version 2, whose fingerprint of a tensor has sums of its
+    """39.1: THE Package SHALL write Weight Files of format version 2, whose fingerprint of a tensor has sums of its
     words weighted by their positions."""
     recorded = json.loads(key_values(path)[KEY_PREFIX + "fingerprints"])
     assert list(recorded) == sorted(table())
@@ -330,10 +330,10 @@ def test_metadata_that_is_not_text() -> None:
         WeightMetadata.from_key_values({**stored(), b"llm_compression.\xff": b"x"}, "f")
 
 
-@pytest.mark.requirement("38.3")
+@pytest.mark.requirement("39.3")
 @pytest.mark.parametrize("version", [1, 2])
 def test_metadata_keeps_its_version(version: int) -> None:
-    """38.3: WHEN given a Weight File of format version 1, THE WeightLoader SHALL hold its tensors against the sums of
+    """39.3: WHEN given a Weight File of format version 1, THE WeightLoader SHALL hold its tensors against the sums of
     their words: what is read of it is of that version, with the hash that it has, and what is written of version 2."""
     found = WeightMetadata.from_key_values(stored_of(version), "f")
     assert found is not None
@@ -341,17 +341,17 @@ def test_metadata_keeps_its_version(version: int) -> None:
     assert {key.encode(): value.encode() for key, value in found.to_key_values().items()} == stored_of(version)
 
 
-@pytest.mark.requirement("38.3")
+@pytest.mark.requirement("39.3")
 def test_what_is_written_anew_has_the_latest_version(tmp_path: Path) -> None:
-    """38.3: ... the tensors of a file of version 1 are written as version 2."""
+    """39.3: ... the tensors of a file of version 1 are written as version 2."""
     write_weights(tmp_path / "w", table().items(), replace(METADATA, format_version=1))
     assert key_values(tmp_path / "w")[KEY_PREFIX + "format_version"] == "2"
 
 
-@pytest.mark.requirement("38.4")
+@pytest.mark.requirement("39.4")
 @pytest.mark.parametrize("more", [{}, {"shards": "2"}])
 def test_another_version_is_refused(more: dict[str, str]) -> None:
-    """38.4: IF a Weight File has another format version, THEN THE WeightLoader SHALL raise WeightFormatError with the
+    """39.4: IF a Weight File has another format version, THEN THE WeightLoader SHALL raise WeightFormatError with the
     version found and those that it reads: whatever other keys that version has."""
     values = replace(METADATA, format_version=3).to_key_values() | {
         KEY_PREFIX + key: each for key, each in more.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -67,7 +68,8 @@ def lowest_versions() -> list[str]:
         *(each for extra in project["optional-dependencies"].values() for each in extra),
     ]
     stated += nox.project.dependency_groups(PROJECT, "types")
-    return sorted({requirement.replace(">=", "==") for requirement in stated if ">=" in requirement})
+    found = {re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\w.]+)(?:,.*)?", requirement) for requirement in stated}
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in found if bound})
 
 
 def run_python(session: nox.Session, *arguments: str, success_codes: Iterable[int] = (0,)) -> None:
@@ -114,6 +116,13 @@ def tests(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare with transformers: configurations, images and checkpoints, none of them downloaded."""
     run_python(session, "-m", "pytest", "tests/parity", *WORKERS, *evidence("parity"), *session.posargs)
+
+
+@nox.session(default=False)
+def engines(session: nox.Session) -> None:
+    """Embed by Ray and by Spark on this machine, with one actor killed; needs Java 17 or newer."""
+    install(session, "-e", ".[engines]", torch=True)
+    session.run("python", "-m", "pytest", "tests/engines", *evidence("engines"), *session.posargs)
 
 
 @nox.session(default=False)
@@ -203,7 +212,8 @@ def spec(session: nox.Session) -> None:
     """Join .kiro/specs with the evidence of this tree; fails on an unproven claim; -- --strict also on one not run."""
     (EVIDENCE / "collected.json").unlink(missing_ok=True)
     # which tests there are; what they cite is checked also where none was run
-    run_python(session, "-m", "pytest", "tests", "benchmarks/gates", "--collect-only", "-qqq", *evidence("collected"))
+    every = ("tests", "tests/engines", "benchmarks/gates")
+    run_python(session, "-m", "pytest", *every, "--collect-only", "-qqq", *evidence("collected"))
     run_python(session, "-m", "llm_compression.harness.spec.matrix", *session.posargs)
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -70,8 +70,12 @@ class Shard:
     crashed: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line that `from_json` reads."""
-        return json.dumps(asdict(self))
+        """One line that `from_json` reads, with the paths of its own rows alone."""
+        if not self.fragment.paths:
+            return json.dumps(asdict(self))
+        paths = self.fragment.paths[self.start : self.stop]
+        own = replace(self.fragment, rows=len(paths), paths=paths, start=self.fragment.start + self.start)
+        return json.dumps(asdict(replace(self, fragment=own, start=0, stop=len(paths))))
 
     @classmethod
     def from_json(cls, text: str) -> Shard:
@@ -250,6 +254,7 @@ def embed_batches(
     *,
     normalize: bool = True,
     batch_size: int = 32,
+    vector_type: VectorType = "fixed_size_list",
 ) -> Iterator[pa.RecordBatch]:
     """A stream of record batches with their embeddings: one row out for each row in, in order.
 
@@ -259,10 +264,11 @@ def embed_batches(
         column: That column's name; it goes through as the others do.
         normalize: Whether each embedding gets unit length.
         batch_size: Images of one pass.
+        vector_type: ``fixed_size_list`` or ``list``, the Arrow type of ``embedding``.
 
     Yields:
-        The batch with the columns ``embedding``, fixed_size_list<float>[dimension], ``error`` and ``error_message``
-        behind its own; a row without an embedding has a null and says why.
+        The batch with the columns ``embedding``, fixed_size_list<float>[dimension] unless it is a list, ``error`` and
+        ``error_message`` behind its own; a row without an embedding has a null and says why.
 
     Raises:
         SourceError: There is no such column, it holds no images, or a column has one of the new names.
@@ -278,7 +284,7 @@ def embed_batches(
             raise SourceError(f"column {column!r} is {batch.schema.field(column).type}, which holds no images")
         rows = [RowBatch(batch, list(values))]
         found = embed_rows(rows.__iter__, encoder, normalize, batch_size)
-        table = table_of(found)
+        table = table_of(found, vector_type)
         combined = table.combine_chunks().to_batches()
         yield from combined or [pa.RecordBatch.from_pylist([], schema=table.schema)]
 

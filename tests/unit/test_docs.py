@@ -34,7 +34,7 @@ GUIDES: Final = ("quickstart", "convert", "encode", "classify", "find", "gate", 
 NOT_RUN: Final[dict[str, str]] = dict.fromkeys(
     ("docs/gate-a-project.md:35", "docs/gate-a-project.md:54"),
     "tests/unit/test_paired_project.py runs it in a repository of its own",
-)
+) | {"docs/embed.md:76": "tests/engines/test_spark.py runs it in a Spark of its own"}
 SHELLS: Final = ("sh",)
 LANGUAGES: Final = {"python", "markdown", "{eval-rst}", "{toctree}", *SHELLS}
 READER: Final = "weight-format.md"

@@ -168,6 +168,11 @@ def _add_embed(subparsers: Any) -> None:
         help="directory that holds weights.parquet, or the file (default: the variable LLM_COMPRESSION_MODEL)",
     )
     embed.add_argument("--image-column", metavar="NAME", help="column of a table that holds the images")
+    embed.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="column of a table, or txt of tar shards, whose texts are embedded too, by a model with a text tower",
+    )
     _add_where(embed)
     embed.add_argument("--batch-size", type=_positive, default=32, help="images per pass (default: %(default)s)")
     embed.add_argument("--no-normalize", action="store_true", help="keep the length of the embeddings")

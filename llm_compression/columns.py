@@ -132,7 +132,13 @@ def _values(array: pa.Array) -> list[Any]:
         return [path if data is None else NamedBytes(data, path) for data, path in pairs]
     if any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_binary_view)):
         return list(binary_views(array))
-    return list(array.to_pylist())
+    try:
+        return list(array.to_pylist())
+    except UnicodeDecodeError:  # Arrow does not check what a file holds: such bytes become lone surrogates, as in paths
+        if types.is_string_view(kind):
+            array = array.cast(pa.large_string())
+        views = binary_views(array.view(pa.binary() if types.is_string(kind) else pa.large_binary()))
+        return [None if view is None else bytes(view).decode("utf-8", "surrogateescape") for view in views]
 
 
 def series_values(given: object) -> list[Any] | pa.Array | pa.ChunkedArray | None:

@@ -140,6 +140,7 @@ def embed(options: argparse.Namespace) -> int:
         options.output,
         model,
         image_column=options.image_column,
+        text_column=options.text_column,
         normalize=not options.no_normalize,
         vector_type=options.vector_type,
         vector_dtype=options.vector_dtype,
@@ -167,15 +168,20 @@ def embed(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("dry run     nothing was embedded")
         return 0
-    print(f"embedded    {found.embedded:,} rows")
-    for code, count in found.errors.items():
-        print(f"error       {count:,} rows: {code}")
+    if options.text_column is None:
+        print(f"embedded    {found.embedded:,} rows")
+    else:
+        print(f"embedded    {found.embedded:,} images and {found.embedded_texts:,} texts")
+    for what, errors in (("error", found.errors), ("text error", found.text_errors)):
+        for code, count in errors.items():
+            print(f"{what:11} {count:,} rows: {code}")
     print(f"wrote       {options.output} in {found.seconds:.1f} s{'' if found.is_complete else ', NOT COMPLETE'}")
     if found.has_too_many_errors:
-        failed = sum(found.errors.values())
-        print(f"llm-compression: {failed} rows failed, more than --max-errors {options.max_errors}", file=sys.stderr)
+        print(
+            f"llm-compression: {found.failed} rows failed, more than --max-errors {options.max_errors}", file=sys.stderr
+        )
         return 1
-    return 1 if not found.embedded or (options.strict and found.errors) else 0
+    return 1 if not (found.embedded or found.embedded_texts) or (options.strict and found.failed) else 0
 
 
 def check(options: argparse.Namespace) -> int:

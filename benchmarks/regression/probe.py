@@ -19,6 +19,10 @@ from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
 
+# of a live process before its turns: what is made once has been made
+_WARM_CALLS: Final = 3
+# of Linux
+_IO: Final = Path("/proc/self/io")
 _HARNESS: Final = Path(__file__).resolve().parents[2] / "llm_compression" / "harness"
 
 
@@ -32,50 +36,96 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample(request: dict[str, Any]) -> dict[str, Any]:
-    """Import, load, call: one value of every metric, and how far the answers are from the reference's."""
-    memory_module = _own("paired/peak_memory")
-    with memory_module.PeakMemory() as memory:
-        import_ms, encoder_type = _timed(_import_encoder)
-        _assert_measured(request["worktree"])
-        load_ms, encoder = _timed(lambda: encoder_type(request["model"], "cpu", request["dtype"]))
+    """Import, load, encode one image: what a fresh process takes, and how far its answer is from the reference's."""
+    taken, calls = _start(request)
+    return {**taken, "accuracy": calls.accuracy}
 
-        # imported here, as they need numpy and torch, whose imports were timed
+
+def turns(request: dict[str, Any]) -> dict[str, Any]:
+    """The same, then a call for each line of the standard input: ``one`` image, or a ``batch``.
+
+    It answers each line with one, and says at the end what it took in all.
+    """
+    taken, calls = _start(request)
+    sizes = {"one": 1, "batch": request["batch_size"]}
+    for _ in range(_WARM_CALLS):
+        calls.encode(1)
+    waited_from = time.process_time()
+    print(json.dumps({"ready": True}), flush=True)
+    called_s = 0.0
+    for line in sys.stdin:
+        before = time.process_time()
+        milliseconds = calls.encode(sizes[line.strip()])
+        called_s += time.process_time() - before
+        print(json.dumps({"ms": milliseconds}), flush=True)
+    # threads that spin while the others have their turns would show here
+    waiting_ms = (time.process_time() - waited_from - called_s) * 1000
+    peak_mb = _own("paired/peak_memory").PeakMemory().peak_mb
+    return {**taken, "peak_mb": peak_mb, "waiting_cpu_ms": waiting_ms, "accuracy": calls.accuracy}
+
+
+class _Calls:
+    """Encodes seeded images, never one twice in a row, and keeps the rows until they are compared."""
+
+    def __init__(self, encoder: Any, request: dict[str, Any]) -> None:
+        # imported here, as they need numpy, whose import was timed
+        import numpy as np
+
+        self._accuracy = _own("clip/accuracy")
+        self._encoder, self._request = encoder, request
+        self._reference = np.load(request["reference"])
+        self._next_image = 0
+        self._kept: list[tuple[list[int], Any]] = []
+
+    def encode(self, images: int) -> float:
+        """Encode the next images; milliseconds of the call alone."""
         import numpy as np
         import torch
 
-        accuracy = _own("clip/accuracy")
-        reference = np.load(request["reference"])
-        parts = []
-        next_image = 0
+        numbers = [(self._next_image + i) % len(self._reference) for i in range(images)]
+        self._next_image += images
+        size, seed = self._request["image_size"], self._request["seed"]
+        pixels = torch.from_numpy(np.stack([self._accuracy.seeded_pixels(seed, number, size) for number in numbers]))
+        milliseconds, rows = _timed(lambda: np.asarray(self._encoder.encode_pixels(pixels, normalize=False)))
+        self._kept.append((numbers, rows))
+        return milliseconds
 
-        def call(images: int) -> float:
-            """Encode the next images, never one twice in a row, and compare them; milliseconds of the call alone."""
-            nonlocal next_image
-            numbers = [(next_image + i) % len(reference) for i in range(images)]
-            next_image += images
-            size, seed = request["image_size"], request["seed"]
-            pixels = torch.from_numpy(np.stack([accuracy.seeded_pixels(seed, number, size) for number in numbers]))
-            milliseconds, rows = _timed(lambda: np.asarray(encoder.encode_pixels(pixels, normalize=False)))
-            parts.append(accuracy.compare(rows, reference[numbers]))
-            return milliseconds
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """Of every row until now."""
+        parts = [self._accuracy.compare(rows, self._reference[numbers]) for numbers, rows in self._kept]
+        merged: dict[str, Any] = vars(self._accuracy.merge(parts))
+        return merged
 
-        first_call_ms = call(1)
-        # the clock of the parent process, which both read from the system
-        start_to_first_ms = (time.monotonic() - request["started"]) * 1000
-        latency_ms = [call(1) for _ in range(request["calls"])]
-        call(request["batch_size"])
-        batch_ms = [call(request["batch_size"]) for _ in range(request["batches"])]
-        peak_mb = memory.peak_mb
+
+def _start(request: dict[str, Any]) -> tuple[dict[str, Any], _Calls]:
+    """Import the package, load the model and encode one image."""
+    import_ms, encoder_type = _timed(_import_encoder)
+    _assert_measured(request["worktree"])
+    load_ms, encoder = _timed(lambda: encoder_type(request["model"], "cpu", request["dtype"]))
+    calls = _Calls(encoder, request)
+    first_call_ms = calls.encode(1)
+    # the clock of the parent process, which both read from the system
+    start_to_first_ms = (time.monotonic() - request["started"]) * 1000
     return {
         "import_ms": import_ms,
         "load_ms": load_ms,
         "first_call_ms": first_call_ms,
         "start_to_first_ms": start_to_first_ms,
-        "latency_ms": latency_ms,
-        "batch_ms": batch_ms,
-        "peak_mb": peak_mb,
-        "accuracy": vars(accuracy.merge(parts)),
-    }
+        **_system_counts(),
+    }, calls
+
+
+def _system_counts() -> dict[str, float]:
+    """What the system counted of this process since its start, which a neighbour moves less than it moves a clock."""
+    counts = {"cpu_ms": time.process_time() * 1000}
+    if _IO.is_file():
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        read = next(line for line in _IO.read_text(encoding="utf-8").splitlines() if line.startswith("rchar:"))
+        counts |= {"page_faults": usage.ru_minflt + usage.ru_majflt, "read_mb": int(read.split()[1]) / 1e6}
+    return counts
 
 
 def _import_encoder() -> Any:
@@ -112,6 +162,9 @@ def _timed(function: Callable[[], Result]) -> tuple[float, Result]:
     return (time.perf_counter() - start) * 1000, result
 
 
+KINDS: Final = {"convert": convert, "sample": sample, "turns": turns}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is asked and print the answer as one line of JSON."""
     parser = argparse.ArgumentParser(
@@ -119,10 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Convert with or measure the package on PYTHONPATH. Started by harness.paired.rounds.",
         epilog='example: python -P benchmarks/regression/probe.py sample \'{"worktree": "/tmp/base", ...}\'',
     )
-    parser.add_argument("kind", choices=("convert", "sample"), help="what to do")
+    parser.add_argument("kind", choices=tuple(KINDS), help="what to do")
     parser.add_argument("request", type=json.loads, help="its arguments, a JSON object")
     options = parser.parse_args(arguments)
-    print(json.dumps({"convert": convert, "sample": sample}[options.kind](options.request)), flush=True)
+    print(json.dumps(KINDS[options.kind](options.request)), flush=True)
     return 0
 
 

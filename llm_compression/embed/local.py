@@ -49,6 +49,7 @@ class Job:
         threads: Of each worker; as the engine has room for unless given.
         timeout: Seconds without a row read or a shard written, after which a worker is taken for dead.
         directory: What relative paths begin at, wherever a worker is.
+        text_column: The column whose texts are embedded, or None.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Job:
     threads: int | None
     timeout: float
     directory: str
+    text_column: str | None = None
 
 
 class Engine(Protocol):
@@ -225,19 +227,23 @@ class LocalEngine:
         self, shard: Shard, how: str, on_rows: Callable[[int], None], on_receipt: Callable[[Receipt], bool | None]
     ) -> bool:
         """Halve a shard that has ended two processes until the rows that do so are found, and embed the others."""
-        crashed = dict[int, str]()
+        crashed, crashed_texts = dict[int, str](), dict[int, str]()
         # each with how it is known to end a process, or None for what is not known yet
         spans: list[tuple[int, int, str | None]] = [(shard.start, shard.stop, how)]
         while spans:
             start, stop, known = spans.pop()
             known = known or self._dies(replace(shard, start=start, stop=stop))
             if known is not None and stop - start == 1:
-                crashed[start - shard.start] = known
+                image, text = self._to_blame(replace(shard, start=start, stop=stop), known)
+                if image is not None:
+                    crashed[start - shard.start] = image
+                if text is not None:
+                    crashed_texts[start - shard.start] = text
             elif known is not None:
                 middle = (start + stop) // 2
                 spans += [(middle, stop, None), (start, middle, None)]
         worker = self._worker()
-        worker.give(replace(shard, crashed=crashed))
+        worker.give(replace(shard, crashed=crashed, crashed_texts=crashed_texts))
         while True:
             worker, message = self._hear()
             if message is None:
@@ -251,6 +257,13 @@ class LocalEngine:
             if "rows" not in message:
                 return self._done(worker, message, on_rows, on_receipt)
             on_rows(message["rows"])
+
+    def _to_blame(self, row: Shard, how: str) -> tuple[str | None, str | None]:
+        """How the image, and how the text of one row end a process; what does not is None."""
+        if self._job.text_column is None:
+            return how, None
+        text = self._dies(replace(row, crashed={0: how}))
+        return (how, None) if text is None else (self._dies(replace(row, crashed_texts={0: how})), text)
 
     def _dies(self, shard: Shard) -> str | None:
         """How a process ends that does all of a shard but write, or None if it lives."""

@@ -1,4 +1,4 @@
-"""Why a row has no embedding: a code that a program can count, and the words of the error."""
+"""Why an image or a text has no embedding: a code that a program can count, and the words of the error."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ CODES: Final = (
     "damaged",
     "not_finite",
 )
+TEXT_CODES: Final = ("no_text", "empty", "not_unicode", "not_tokenized", "not_finite", "crashed")
 _LFS: Final = b"version https://git-lfs.github.com/spec/"
 _FIRST_BYTES: Final = 64
 
 
 class Reason(NamedTuple):
-    """Why a row has no embedding."""
+    """Why an image or a text has no embedding."""
 
     code: str
     message: str

@@ -6,12 +6,13 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import pyarrow as pa
 
 from llm_compression.columns import NamedBytes, arrow_values
-from llm_compression.embed.sources import Fragment, TarSample, ipc_batches, tar_samples
+from llm_compression.embed.sources import TAR_TEXTS, Fragment, TarSample, ipc_batches, tar_samples
+from llm_compression.embed.texts import texts_of
 from llm_compression.errors import SourceError
 from llm_compression.multimodal.image_check import is_image_name
 
@@ -19,9 +20,12 @@ ID: Final = "id"
 EMBEDDING: Final = "embedding"
 ERROR: Final = "error"
 ERROR_MESSAGE: Final = "error_message"
-RESERVED: Final = (ID, EMBEDDING, ERROR, ERROR_MESSAGE)
+VECTOR_COLUMNS: Final = (EMBEDDING, ERROR, ERROR_MESSAGE)
+RESERVED: Final = (ID, *VECTOR_COLUMNS)
+# Before the names of the columns of embedded texts.
+TEXT_PREFIX: Final = "text_"
+TEXT_COLUMNS: Final = tuple(TEXT_PREFIX + name for name in VECTOR_COLUMNS)
 _ROWS: Final = 64
-_TAR_TEXTS: Final = ("txt", "json")
 
 
 class RowBatch(NamedTuple):
@@ -29,11 +33,17 @@ class RowBatch(NamedTuple):
 
     Attributes:
         carried: Column ``id``, and the columns that go through unchanged.
-        images: What each row's image is: a path, encoded bytes, or None.
+        images: What each row's image is: a path, encoded bytes, or None; nothing where no images are read.
+        texts: Each row's text, or None; nothing where no texts are read.
     """
 
     carried: pa.RecordBatch
     images: Sequence[Any]
+    texts: Sequence[str | None] = ()
+
+
+# Columns, images and texts of some rows.
+_Rows: TypeAlias = tuple[list[Any], Sequence[Any], Sequence[str | None]]
 
 
 def carried_schema(fragment: Fragment) -> pa.Schema:
@@ -42,7 +52,7 @@ def carried_schema(fragment: Fragment) -> pa.Schema:
     Raises:
         SourceError: The file cannot be read.
     """
-    columns = {"files": ["path"], "list": ["path"], "tar": ["key", *_TAR_TEXTS]}.get(fragment.kind)
+    columns = {"files": ["path"], "list": ["path"], "tar": ["key", *TAR_TEXTS]}.get(fragment.kind)
     if columns is not None:
         return pa.schema([(name, pa.string()) for name in (ID, *columns)])
     return pa.schema([pa.field(ID, pa.string()), *_kept_fields(_table_schema(fragment), fragment)])
@@ -55,14 +65,14 @@ def read_rows(fragment: Fragment, start: int, stop: int) -> Iterator[RowBatch]:
         SourceError: The file can no longer be read.
     """
     schema, read = carried_schema(fragment), 0
-    readers: dict[str, Callable[[Fragment, int, int], Iterator[tuple[list[Any], Sequence[Any]]]]] = {
+    readers: dict[str, Callable[[Fragment, int, int], Iterator[_Rows]]] = {
         "files": partial(_paths, with_line=False),
         "list": partial(_paths, with_line=True),
         "tar": _tar,
         "parquet": partial(_table, _parquet_batches),
         "ipc": partial(_table, lambda fragment, _start: (0, ipc_batches(fragment.uri))),
     }
-    for columns, images in readers[fragment.kind](fragment, start, stop):
+    for columns, images, texts in readers[fragment.kind](fragment, start, stop):
         carried = pa.RecordBatch.from_arrays(
             [
                 pa.array(column, field.type) if isinstance(column, list) else column
@@ -71,7 +81,7 @@ def read_rows(fragment: Fragment, start: int, stop: int) -> Iterator[RowBatch]:
             schema=schema,
         )
         read += carried.num_rows
-        yield RowBatch(carried, images)
+        yield RowBatch(carried, images, texts)
     if read != stop - start:
         raise SourceError(f"{fragment.uri}: {read} rows from {start} to {stop}, expected {stop - start}")
 
@@ -81,24 +91,27 @@ def text_of(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _paths(fragment: Fragment, start: int, stop: int, with_line: bool) -> Iterator[tuple[list[Any], Sequence[Any]]]:
+def _paths(fragment: Fragment, start: int, stop: int, with_line: bool) -> Iterator[_Rows]:
     for first in range(start, stop, _ROWS):
         paths = fragment.paths[first : min(first + _ROWS, stop)]
         names = [text_of(path) for path in paths]
         ids = [f"{text_of(fragment.uri)}#{fragment.start + first + index}" for index in range(len(paths))]
-        yield [ids if with_line else names, names], paths
+        yield [ids if with_line else names, names], paths, ()
 
 
-def _tar(fragment: Fragment, start: int, stop: int) -> Iterator[tuple[list[Any], Sequence[Any]]]:
+def _tar(fragment: Fragment, start: int, stop: int) -> Iterator[_Rows]:
     samples = tar_samples(fragment.uri)[start:stop]
     try:
         with tarfile.open(fragment.uri, "r:") as archive:
             for first in range(0, len(samples), _ROWS):
                 part = samples[first : first + _ROWS]
                 keys = [text_of(sample.key) for sample in part]
-                texts = [[_text(archive, sample, name) for sample in part] for name in _TAR_TEXTS]
-                images = [_image(archive, sample) for sample in part]
-                yield [[f"{text_of(fragment.uri)}#{key}" for key in keys], keys, *texts], images
+                texts = {name: [_text(archive, sample, name) for sample in part] for name in TAR_TEXTS}
+                images = [_image(archive, sample) for sample in part] if fragment.with_images else ()
+                ids = [f"{text_of(fragment.uri)}#{key}" for key in keys]
+                # shown with escapes, and embedded as it is or not at all
+                shown = [[None if text is None else text_of(text) for text in column] for column in texts.values()]
+                yield [ids, keys, *shown], images, texts.get(fragment.text_column or "", ())
     except (tarfile.TarError, OSError) as error:
         raise SourceError(f"{fragment.uri}: cannot be read: {error}") from error
 
@@ -110,7 +123,7 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _text(archive: tarfile.TarFile, sample: TarSample, suffix: str) -> str | None:
     member = sample.members.get(suffix)
-    return None if member is None else _member(archive, member).decode("utf-8", "backslashreplace")
+    return None if member is None else _member(archive, member).decode("utf-8", "surrogateescape")
 
 
 def _image(archive: tarfile.TarFile, sample: TarSample) -> NamedBytes | None:
@@ -138,12 +151,13 @@ def _table_schema(fragment: Fragment) -> pa.Schema:
 
 def _kept_fields(schema: pa.Schema, fragment: Fragment) -> list[pa.Field]:
     """All fields but the images' own, unless those are paths."""
-    taken, fields = set(RESERVED) | set(schema.names), list[pa.Field]()
+    reserved = RESERVED if fragment.text_column is None else (*RESERVED, *TEXT_COLUMNS)
+    taken, fields = set(reserved) | set(schema.names), list[pa.Field]()
     for column in schema:
         if column.name == fragment.image_column and not _is_text(column.type):
             continue
         name = column.name
-        if name in RESERVED:
+        if name in reserved:
             while name in taken:
                 name = f"source_{name}"
             taken.add(name)
@@ -176,8 +190,7 @@ def _parquet_batches(fragment: Fragment, start: int) -> tuple[int, Iterator[pa.R
 
 def _table(
     batches: Callable[[Fragment, int], tuple[int, Iterator[pa.RecordBatch]]], fragment: Fragment, start: int, stop: int
-) -> Iterator[tuple[list[Any], Sequence[Any]]]:
-    assert fragment.image_column is not None
+) -> Iterator[_Rows]:
     try:
         row, found = batches(fragment, start)
         for batch in found:
@@ -191,15 +204,20 @@ def _table(
         raise SourceError(f"{fragment.uri}: cannot be read: {error}") from error
 
 
-def _of_table(fragment: Fragment, batch: pa.RecordBatch, row: int) -> tuple[list[Any], Sequence[Any]]:
-    column = batch.column(fragment.image_column)
-    values = arrow_values(column, ("string", "binary", "struct", "null"))
-    if values is None:
-        raise SourceError(f"{fragment.uri}: column {fragment.image_column!r} is {column.type}, which holds no images")
+def _of_table(fragment: Fragment, batch: pa.RecordBatch, row: int) -> _Rows:
+    images, texts = list[Any](), list[str | None]()
+    if fragment.image_column is not None:
+        column = batch.column(fragment.image_column)
+        values = arrow_values(column, ("string", "binary", "struct", "null"))
+        if values is None:
+            raise SourceError(f"{fragment.uri}: column {fragment.image_column!r} is {column.type}: no images")
+        images = list(values)
+    if fragment.text_column is not None:
+        texts = texts_of(batch.column(fragment.text_column)) or []
     kept = [
         batch.column(name)
         for name in batch.schema.names
         if name != fragment.image_column or _is_text(batch.schema.field(name).type)
     ]
     ids = [f"{text_of(fragment.uri)}#{row + index}" for index in range(batch.num_rows)]
-    return [ids, *kept], list(values)
+    return [ids, *kept], images, texts

@@ -9,26 +9,26 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TextIO, get_args
 
 import pyarrow as pa
 
+from llm_compression.embed.encoders import embeds_images
 from llm_compression.embed.local import Engine, Job, LocalEngine
-from llm_compression.embed.reasons import CODES
-from llm_compression.embed.rows import ERROR, carried_schema
+from llm_compression.embed.reasons import CODES, TEXT_CODES
+from llm_compression.embed.rows import ERROR, TEXT_PREFIX, carried_schema
 from llm_compression.embed.shards import (
     METADATA_KEY,
     Receipt,
     Settings,
     Shard,
-    VectorDtype,
-    VectorType,
     plan_shards,
     source_state,
 )
 from llm_compression.embed.sources import Sources, find_sources
+from llm_compression.embed.tables import VectorDtype, VectorType
 from llm_compression.errors import ConfigError, EmbedError, SourceError
 from llm_compression.progress import progress_bar
 
@@ -45,7 +45,7 @@ class Summary:
 
     Attributes:
         rows: Rows of the input, and of the data set once the run is complete.
-        embedded: Rows with an embedding.
+        embedded: Rows with an embedding of their image.
         errors: Rows without one, by code.
         shards: Files of the data set when complete.
         done_before: Of these, those that an earlier run had left.
@@ -54,6 +54,9 @@ class Summary:
         is_complete: Whether every shard is there.
         has_too_many_errors: Whether more rows failed than may.
         settings: What made them.
+        embedded_texts: Rows with an embedding of their text.
+        text_errors: Rows without one, by code, where texts are embedded.
+        failed: Rows of which one of the two has none.
     """
 
     rows: int
@@ -66,6 +69,9 @@ class Summary:
     is_complete: bool
     has_too_many_errors: bool
     settings: Settings
+    embedded_texts: int = 0
+    text_errors: Mapping[str, int] = field(default_factory=dict)
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ def embed(
     model: str | os.PathLike[str],
     *,
     image_column: str | None = None,
+    text_column: str | None = None,
     normalize: bool = True,
     vector_type: VectorType = "fixed_size_list",
     vector_dtype: VectorDtype = "float32",
@@ -129,6 +136,8 @@ def embed(
         out: The directory of the data set; made if there is none. It holds the shards and nothing else.
         model: A directory that holds ``weights.parquet``, or the file.
         image_column: Which column of a table holds the images; found unless given.
+        text_column: Which column of a table, or ``txt`` of tar shards, holds texts that are embedded too; of a sentence
+            encoder these alone. None: no texts are embedded.
         normalize: Whether each embedding gets unit length.
         vector_type: ``fixed_size_list`` or ``list``, the Arrow type of ``embedding``.
         vector_dtype: ``float32`` or ``float16``.
@@ -157,15 +166,21 @@ def embed(
         SourceError: An input cannot be read, has no rows, or changed while it was.
         EmbedError: The directory holds another data set or other files, a file cannot be written, or a worker does not
             start; finished shards stay.
-        ConfigError: An option is out of its range.
+        ConfigError: An option is out of its range, or the model cannot embed what is asked for.
     """
     began = time.monotonic()
     _require(batch_size=batch_size, shard_rows=shard_rows, workers=workers, threads=threads, timeout=timeout)
-    if unknown := set(retry_errors) - set(CODES):
-        raise ConfigError(f"no error has the code {', '.join(sorted(unknown))}, expected some of {', '.join(CODES)}")
+    codes = dict.fromkeys((*CODES, *(() if text_column is None else TEXT_CODES)))
+    if unknown := set(retry_errors) - set(codes):
+        raise ConfigError(f"no error has the code {', '.join(sorted(unknown))}, expected some of {', '.join(codes)}")
     target = Path(out)
     _require_directory(out)
-    sources = find_sources(inputs, image_column=image_column, stdin=stdin)
+    with_images = embeds_images(model, text_column)
+    if image_column is not None and not with_images:
+        raise ConfigError(f"image column {image_column!r}: {os.fspath(model)} embeds texts alone")
+    sources = find_sources(
+        inputs, image_column=image_column, text_column=text_column, with_images=with_images, stdin=stdin
+    )
     _require_one_schema(sources, inputs)
     job = Job(
         os.fspath(model),
@@ -179,6 +194,7 @@ def embed(
         threads,
         timeout,
         str(Path.cwd()),
+        text_column,
     )
     with _open_engine(engine, job, workers, address) as opened:
         settings = opened.settings
@@ -186,7 +202,10 @@ def embed(
         present = _present(target, settings)
         stale = sorted(present.keys() - {shard.name for shard in shards})
         changed = {shard.name for shard in shards if present.get(shard.name, "") not in ("", source_state(shard))}
-        again = {name for name in present if _codes(target / name).keys() & set(retry_errors)}
+        counts = {name: _counts(target / name) for name in present}
+        again = {
+            name for name, each in counts.items() if (each.errors.keys() | each.text_errors.keys()) & set(retry_errors)
+        }
         if (stale or changed - again) and not replace_changed:
             name = [*stale, *sorted(changed - again)][0]
             raise EmbedError(
@@ -196,10 +215,10 @@ def embed(
         done = [shard for shard in shards if shard.name in present and shard.name not in again | changed]
         names = {shard.name for shard in done}
         todo = [shard for shard in shards if shard.name not in names]
-        errors, finished = Counter[str](), [*done]
+        total, finished = _Counts(), [*done]
         limit = math.inf if max_errors is None else max_errors.rows_of(sources.rows)
         for shard in done:
-            errors += _codes(target / shard.name)
+            total.add(counts[shard.name])
         if not dry_run:
             target.mkdir(parents=True, exist_ok=True)
             _sweep(target)
@@ -207,8 +226,8 @@ def embed(
 
             def on_receipt(receipt: Receipt) -> bool:
                 finished.append(by_name[receipt.name])
-                errors.update(receipt.errors)
-                return sum(errors.values()) > limit
+                total.add(receipt)
+                return total.failed > limit
 
             with progress_bar(total=_rows_of(todo), label="embedding", unit="img", enabled=show_progress) as update:
                 opened.run(todo, update, on_receipt)
@@ -217,15 +236,18 @@ def embed(
                     (target / name).unlink()
     return Summary(
         rows=sources.rows,
-        embedded=_rows_of(finished) - sum(errors.values()),
-        errors=dict(sorted(errors.items())),
+        embedded=_rows_of(finished) - sum(total.errors.values()) if with_images else 0,
+        errors=dict(sorted(total.errors.items())),
         shards=len(shards),
         done_before=len(done),
         passed_over=dict(sources.passed_over),
         seconds=time.monotonic() - began,
         is_complete=len(finished) == len(shards),
-        has_too_many_errors=sum(errors.values()) > limit,
+        has_too_many_errors=total.failed > limit,
         settings=settings,
+        embedded_texts=0 if text_column is None else _rows_of(finished) - sum(total.text_errors.values()),
+        text_errors=dict(sorted(total.text_errors.items())),
+        failed=total.failed,
     )
 
 
@@ -311,12 +333,32 @@ def _present(target: Path, settings: Settings) -> dict[str, str]:
     return found
 
 
-def _codes(path: Path) -> Counter[str]:
-    """The errors of a shard, counted."""
+@dataclass
+class _Counts:
+    """Errors of images and of texts by code, and the rows that have one of either."""
+
+    errors: Counter[str] = field(default_factory=Counter)
+    text_errors: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+
+    def add(self, other: _Counts | Receipt) -> None:
+        """Those of a shard too."""
+        self.errors.update(other.errors)
+        self.text_errors.update(other.text_errors)
+        self.failed += other.failed
+
+
+def _counts(path: Path) -> _Counts:
+    """The errors of a shard."""
     import pyarrow.parquet as pq
 
-    column = pq.read_table(path, columns=[ERROR])[ERROR]
-    return Counter(code for code in column.to_pylist() if code is not None)
+    names = [name for name in (ERROR, TEXT_PREFIX + ERROR) if name in pq.read_schema(path).names]
+    columns = pq.read_table(path, columns=names).to_pydict()
+    errors, text_errors = (
+        Counter(code for code in columns.get(name, ()) if code is not None) for name in (ERROR, TEXT_PREFIX + ERROR)
+    )
+    failed = sum(any(row) for row in zip(*columns.values(), strict=True))
+    return _Counts(errors, text_errors, failed)
 
 
 def _sweep(target: Path) -> None:

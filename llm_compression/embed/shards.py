@@ -10,23 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from llm_compression.columns import arrow_values
-from llm_compression.embed.reasons import Reason, Trace, reason_of, trace_of
-from llm_compression.embed.rows import EMBEDDING, ERROR, ERROR_MESSAGE, RowBatch, read_rows
+from llm_compression.embed.encoders import AnyEncoder, towers_of
+from llm_compression.embed.encoding import embed_rows
+from llm_compression.embed.reasons import Reason
+from llm_compression.embed.rows import TEXT_COLUMNS, VECTOR_COLUMNS, RowBatch, read_rows
 from llm_compression.embed.sources import Fragment, file_identity
-from llm_compression.embeddings import column_of
-from llm_compression.errors import EmbedError, ImageError, SourceChangedError, SourceError
+from llm_compression.embed.tables import Embedded, VectorDtype, VectorType, table_of
+from llm_compression.embed.texts import EXPECTED, texts_of
+from llm_compression.errors import ConfigError, EmbedError, SourceChangedError, SourceError
 from llm_compression.files import whole_file
-from llm_compression.multimodal.image_encoding import ImageEncoding
 
-VectorType = Literal["fixed_size_list", "list"]
-VectorDtype = Literal["float32", "float16"]
 METADATA_KEY: Final = b"llm_compression.embed"
 _HASH_DIGITS: Final = 16
 
@@ -37,12 +35,14 @@ class Settings:
 
     Attributes:
         weights_sha256: Hash that the weight file records of itself.
-        preprocessing: What makes pixels of an image.
+        preprocessing: What makes pixels of an image; empty where none are embedded.
         dimension: Width of an embedding.
         dtype: What the encoder computes in.
         normalized: Whether an embedding has unit length.
         vector_type: Arrow type of the column ``embedding``.
         vector_dtype: Of its values.
+        text_column: The column whose texts are embedded, or None.
+        tokenizer_sha256: Hash of the file that makes tokens of them, or None.
     """
 
     weights_sha256: str
@@ -52,6 +52,12 @@ class Settings:
     normalized: bool = True
     vector_type: VectorType = "fixed_size_list"
     vector_dtype: VectorDtype = "float32"
+    text_column: str | None = None
+    tokenizer_sha256: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What there is, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Shard:
     Attributes:
         name: The file's name: its place in the order of the input, and a hash of all that follows.
         crashed: Rows, counted from ``start``, whose images ended a process, each with how; they are not read.
+        crashed_texts: The same of texts.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Shard:
     start: int
     stop: int
     crashed: Mapping[int, str] = field(default_factory=dict)
+    crashed_texts: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line that `from_json` reads, with the paths of its own rows alone."""
@@ -82,33 +90,29 @@ class Shard:
         """The shard of a line of `to_json`."""
         found = json.loads(text)
         fragment = Fragment(**{**found["fragment"], "paths": tuple(found["fragment"]["paths"])})
-        crashed = {int(row): how for row, how in found["crashed"].items()}
-        return cls(found["name"], fragment, found["start"], found["stop"], crashed)
+        crashed = ({int(row): how for row, how in found[name].items()} for name in ("crashed", "crashed_texts"))
+        return cls(found["name"], fragment, found["start"], found["stop"], *crashed)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a shard."""
+    """What became of a shard.
+
+    Attributes:
+        name: Of its file.
+        rows: How many it has.
+        errors: Images without an embedding, by code.
+        seconds: From reading to the finished file.
+        text_errors: Texts without one, by code.
+        failed: Rows of which one of the two has none.
+    """
 
     name: str
     rows: int
     errors: Mapping[str, int]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Rows with their embeddings.
-
-    Attributes:
-        carried: ``id`` and the columns that went through, (n).
-        embeddings: float32 (n, dimension), zero in rows that have a reason.
-        reasons: Why a row has no embedding, by its number.
-    """
-
-    carried: pa.Table
-    embeddings: npt.NDArray[np.float32]
-    reasons: Mapping[int, Reason]
+    text_errors: Mapping[str, int] = field(default_factory=dict)
+    failed: int = 0
 
 
 def plan_shards(fragments: Iterable[Fragment], settings: Settings, shard_rows: int) -> list[Shard]:
@@ -124,7 +128,7 @@ def plan_shards(fragments: Iterable[Fragment], settings: Settings, shard_rows: i
         for start in range(0, fragment.rows, shard_rows):
             stop = min(start + shard_rows, fragment.rows)
             what = [fragment.kind, fragment.uri, fragment.identity, fragment.start, fragment.image_column, start, stop]
-            text = json.dumps([*what, asdict(settings)], sort_keys=True)
+            text = json.dumps([*what, settings.to_dict()], sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
             shards.append(Shard(f"{len(shards):08d}-{digest}.parquet", fragment, start, stop))
     return shards
@@ -132,7 +136,7 @@ def plan_shards(fragments: Iterable[Fragment], settings: Settings, shard_rows: i
 
 def embed_shard(
     shard: Shard,
-    encoder: ImageEncoding,
+    encoder: AnyEncoder,
     settings: Settings,
     out: Path,
     batch_size: int,
@@ -142,7 +146,7 @@ def embed_shard(
 
     Args:
         shard: Which rows.
-        encoder: What embeds them.
+        encoder: What embeds them; a CLIPEngine or an ArrowEngine where the settings name a text column.
         settings: How the file says they were made.
         out: The directory of the data set.
         batch_size: Images of one pass.
@@ -161,8 +165,15 @@ def embed_shard(
     if source_state(shard) != state:
         raise SourceChangedError(f"{shard.fragment.uri}: files changed while they were read; run the command again")
     write_shard(out / shard.name, found, settings, state)
-    counts = Counter(reason.code for reason in found.reasons.values())
-    return Receipt(shard.name, shard.stop - shard.start, dict(counts), time.perf_counter() - began)
+    errors, text_errors = (Counter(why.code for why in each.values()) for each in _reasons(found))
+    failed = len(set().union(*_reasons(found)))
+    seconds = time.perf_counter() - began
+    return Receipt(shard.name, shard.stop - shard.start, dict(errors), seconds, dict(text_errors), failed)
+
+
+def _reasons(found: Embedded) -> tuple[Mapping[int, Reason], Mapping[int, Reason]]:
+    """Why images have no embeddings, and why texts have none."""
+    return found.reasons, {} if found.texts is None else found.texts.reasons
 
 
 def source_state(shard: Shard) -> str:
@@ -173,7 +184,7 @@ def source_state(shard: Shard) -> str:
 
 def probe_shard(
     shard: Shard,
-    encoder: ImageEncoding,
+    encoder: AnyEncoder,
     settings: Settings,
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
@@ -183,14 +194,16 @@ def probe_shard(
 
 
 def _embedded(
-    shard: Shard, encoder: ImageEncoding, settings: Settings, batch_size: int, on_rows: Callable[[int], None]
+    shard: Shard, encoder: AnyEncoder, settings: Settings, batch_size: int, on_rows: Callable[[int], None]
 ) -> Embedded:
     fragment, count = shard.fragment, shard.stop - shard.start
 
     def read() -> Iterator[RowBatch]:
         return read_rows(fragment, shard.start, shard.stop)
 
-    found = embed_rows(read, encoder, settings.normalized, batch_size, shard.crashed, on_rows)
+    towers = towers_of(encoder, settings.text_column)
+    crashed = shard.crashed, shard.crashed_texts
+    found = embed_rows(read, towers, settings.normalized, batch_size, *crashed, on_rows)
     if found.carried.num_rows != count:
         raise EmbedError(f"{shard.name}: {found.carried.num_rows} rows, expected {count}")
     if fragment.kind not in ("files", "list") and file_identity(fragment.uri) != fragment.identity:
@@ -203,7 +216,7 @@ def write_shard(path: Path, found: Embedded, settings: Settings, state: str) -> 
     import pyarrow.parquet as pq
 
     table = table_of(found, settings.vector_type, settings.vector_dtype)
-    says = json.dumps({**asdict(settings), "version": _version(), "source_state": state}, sort_keys=True)
+    says = json.dumps({**settings.to_dict(), "version": _version(), "source_state": state}, sort_keys=True)
     # Arrow's own metadata, such as that of pandas, would describe other columns
     table = table.replace_schema_metadata({METADATA_KEY: says.encode()})
     with whole_file(path) as partial:
@@ -217,41 +230,12 @@ def _version() -> str:
         return "unknown"
 
 
-def table_of(
-    found: Embedded, vector_type: VectorType = "fixed_size_list", vector_dtype: VectorDtype = "float32"
-) -> pa.Table:
-    """The rows as a table: what they carry, ``embedding``, ``error`` and ``error_message``."""
-    rows = found.carried.num_rows
-    nulls = np.zeros(rows, bool)
-    nulls[list(found.reasons)] = True
-    vectors: pa.Array = column_of(found.embeddings, nulls)
-    value, width = getattr(pa, vector_dtype)(), found.embeddings.shape[1]
-    kind = pa.list_(value, width) if vector_type == "fixed_size_list" else pa.list_(value)
-    if vectors.type != kind:
-        values = pa.array(found.embeddings.astype(vector_dtype).ravel())
-        mask = pa.array(nulls)
-        if vector_type == "fixed_size_list":
-            vectors = pa.FixedSizeListArray.from_arrays(values, width, mask=mask)
-        else:
-            offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width)
-            vectors = pa.ListArray.from_arrays(offsets, values, mask=mask)
-    reasons = [found.reasons.get(row) for row in range(rows)]
-    columns = {
-        EMBEDDING: vectors,
-        ERROR: pa.array([None if reason is None else reason.code for reason in reasons], pa.string()),
-        ERROR_MESSAGE: pa.array([None if reason is None else reason.message for reason in reasons], pa.string()),
-    }
-    table = found.carried
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
-
-
 def embed_batches(
     batches: Iterable[pa.RecordBatch],
-    encoder: ImageEncoding,
-    column: str,
+    encoder: AnyEncoder,
+    column: str | None = None,
     *,
+    text_column: str | None = None,
     normalize: bool = True,
     batch_size: int = 32,
     vector_type: VectorType = "fixed_size_list",
@@ -259,82 +243,50 @@ def embed_batches(
     """A stream of record batches with their embeddings: one row out for each row in, in order.
 
     Args:
-        batches: Each with a column of encoded images (binary), paths (string) or both (struct<bytes, path>).
-        encoder: A VisionEncoder, or what else encodes images.
-        column: That column's name; it goes through as the others do.
+        batches: Each with a column of encoded images (binary), paths (string) or both (struct<bytes, path>), and of
+            texts (string) where these are embedded.
+        encoder: A VisionEncoder, or what else encodes images; a CLIPEngine for texts too; an ArrowEngine for texts
+            alone.
+        column: Name of the column of images; it goes through as the others do. None with an ArrowEngine.
+        text_column: Name of the column of texts, if they are embedded.
         normalize: Whether each embedding gets unit length.
-        batch_size: Images of one pass.
-        vector_type: ``fixed_size_list`` or ``list``, the Arrow type of ``embedding``.
+        batch_size: Images or texts of one pass.
+        vector_type: ``fixed_size_list`` or ``list``, the Arrow type of ``embedding`` and ``text_embedding``.
 
     Yields:
         The batch with the columns ``embedding``, fixed_size_list<float>[dimension] unless it is a list, ``error`` and
-        ``error_message`` behind its own; a row without an embedding has a null and says why.
+        ``error_message`` behind its own; a row without an embedding has a null and says why. Of texts:
+        ``text_embedding``, ``text_error`` and ``text_error_message``.
 
     Raises:
-        SourceError: There is no such column, it holds no images, or a column has one of the new names.
+        SourceError: There is no such column, it holds no images or texts, or a column has one of the new names.
+        ConfigError: The encoder does not embed what is asked for.
     """
+    towers = towers_of(encoder, text_column)
+    if (column is None) != (towers.images is None):
+        what = "images alone or with texts" if column is None else "texts alone"
+        raise ConfigError(f"column: {column!r}, and {type(encoder).__name__} embeds {what}")
+    new = {*(VECTOR_COLUMNS if towers.images else ()), *(TEXT_COLUMNS if towers.texts else ())}
     for batch in batches:
         names = batch.schema.names
-        if column not in names:
-            raise SourceError(f"no column {column!r}, expected one of {names}")
-        if taken := {EMBEDDING, ERROR, ERROR_MESSAGE} & set(names):
+        if missing := [name for name in (column, text_column) if name is not None and name not in names]:
+            raise SourceError(f"no column {missing[0]!r}, expected one of {names}")
+        if taken := new & set(names):
             raise SourceError(f"the batch has columns {sorted(taken)} of its own; rename them")
-        values = arrow_values(batch.column(column), ("string", "binary", "struct", "null"))
-        if values is None:
-            raise SourceError(f"column {column!r} is {batch.schema.field(column).type}, which holds no images")
-        rows = [RowBatch(batch, list(values))]
-        found = embed_rows(rows.__iter__, encoder, normalize, batch_size)
+        images, texts = list[Any](), list[str | None]()
+        if column is not None:
+            values = arrow_values(batch.column(column), ("string", "binary", "struct", "null"))
+            if values is None:
+                raise SourceError(f"column {column!r} is {batch.schema.field(column).type}, which holds no images")
+            images = list(values)
+        if text_column is not None:
+            listed = texts_of(batch.column(text_column))
+            if listed is None:
+                raise SourceError(
+                    f"column {text_column!r} is {batch.schema.field(text_column).type}, expected {EXPECTED}"
+                )
+            texts = listed
+        found = embed_rows([RowBatch(batch, images, texts)].__iter__, towers, normalize, batch_size)
         table = table_of(found, vector_type)
         combined = table.combine_chunks().to_batches()
         yield from combined or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-
-
-def embed_rows(
-    read: Callable[[], Iterable[RowBatch]],
-    encoder: ImageEncoding,
-    normalize: bool,
-    batch_size: int,
-    crashed: Mapping[int, str] | None = None,
-    on_rows: Callable[[int], None] = lambda _: None,
-) -> Embedded:
-    """Embed rows as they are read; decoding the next images overlaps with encoding these.
-
-    Args:
-        read: Gives the rows from the first on, each time it is called.
-        encoder: What embeds them.
-        normalize: Whether each embedding gets unit length.
-        batch_size: Images of one pass.
-        crashed: Rows that are not read, and why.
-        on_rows: Told of rows as they are read.
-
-    Returns:
-        All rows, in order.
-    """
-    known = {row: Reason("crashed", how) for row, how in (crashed or {}).items()}
-    while True:
-        carried, traces = list[pa.RecordBatch](), list[Trace]()
-
-        def images(carried: list[pa.RecordBatch] = carried, traces: list[Trace] = traces) -> Iterator[Any]:
-            for batch in read():
-                carried.append(batch.carried)
-                for image in batch.images:
-                    traces.append(trace_of(image))
-                    yield None if len(traces) - 1 in known else image
-                on_rows(len(batch.images))
-
-        try:
-            found = encoder.encode(images(), normalize, batch_size, on_error="skip")
-        except ImageError as error:
-            # the picture is sound and its embedding is none: the others are embedded without it
-            if error.position is None or error.position in known:
-                raise
-            known[error.position] = Reason("not_finite", error.reason)
-            continue
-        reasons = dict(known)
-        for bad in found.errors:
-            # what is known to end a process is not looked at again
-            if bad.position is not None and bad.position not in known:
-                reasons[bad.position] = reason_of(bad, traces[bad.position])
-        embeddings = np.zeros((len(traces), encoder.dimension), np.float32)
-        embeddings[found.positions] = found.embeddings
-        return Embedded(pa.Table.from_batches(carried), embeddings, reasons)

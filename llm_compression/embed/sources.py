@@ -1,6 +1,6 @@
 """What there is to embed: folders, lists of paths, Parquet, Arrow and Feather files, and tar shards, as fragments.
 
-A fragment says which rows it has without reading a pixel; `source_rows` reads them.
+A fragment says which rows it has without reading a pixel; `read_rows` reads them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, TextIO
 
 import pyarrow as pa
 
+from llm_compression.embed.texts import EXPECTED, texts_of
 from llm_compression.errors import SourceError
 from llm_compression.multimodal.image_check import is_image_name
 
@@ -28,6 +29,9 @@ _PARQUET: Final = (".parquet", ".pq")
 _IPC: Final = (".arrow", ".feather", ".ipc")
 _LIST: Final = (".txt", ".lst")
 _TAR: Final = ".tar"
+# Members of a tar shard's samples that go through as texts.
+TAR_TEXTS: Final = ("txt", "json")
+_WITH_TEXTS: Final = "tables or tar shards where texts are embedded"
 _COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Columns that an image may lie in where none is named, the first that is there.
 _IMAGE_COLUMNS: Final = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "image_path", "path")
@@ -44,7 +48,9 @@ class Fragment:
         identity: Changes when the file, or the names of the paths, do.
         paths: Of ``files`` and ``list``, one for each row.
         start: Of a ``list``, the line of its first path.
-        image_column: Of a table, the column that holds the images.
+        image_column: Of a table, the column that holds the images; None where none are read.
+        text_column: Of a table or a tar shard, the column that holds the texts to embed; None where none are.
+        with_images: Whether images are read.
     """
 
     kind: Kind
@@ -54,12 +60,16 @@ class Fragment:
     paths: tuple[str, ...] = ()
     start: int = 0
     image_column: str | None = None
+    text_column: str | None = None
+    with_images: bool = True
 
 
 @dataclass
 class Sources:
-    """The fragments of an input in order, and how many files of a folder are no images, by suffix."""
+    """The fragments of an input in order, how many files of a folder are no images, by suffix, and what is read."""
 
+    text_column: str | None = None
+    with_images: bool = True
     fragments: list[Fragment] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -70,7 +80,12 @@ class Sources:
 
 
 def find_sources(
-    inputs: Sequence[str | os.PathLike[str]], *, image_column: str | None = None, stdin: TextIO | None = None
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    with_images: bool = True,
+    stdin: TextIO | None = None,
 ) -> Sources:
     """The rows behind some names, counted and not read.
 
@@ -78,15 +93,17 @@ def find_sources(
         inputs: Folders, taken with all that lies below them; image files; patterns such as ``photos/*.jpg``; text files
             of paths, one a line; ``-``, the same from standard input; Parquet, Arrow and Feather files; tar shards.
         image_column: Which column of a table holds the images; found by type and name unless given.
+        text_column: Which column of a table, or ``txt`` of a tar shard, holds texts to embed; none unless given.
+        with_images: Whether images are read; otherwise a table needs no column of them.
         stdin: What ``-`` reads.
 
     Returns:
         The fragments, in the order of the inputs and sorted within a folder or pattern.
 
     Raises:
-        SourceError: An input does not exist, is of another kind, is damaged, or has no column of images.
+        SourceError: An input does not exist, is of another kind, is damaged, or has no column of images or texts.
     """
-    found, loose = Sources(), list[str]()
+    found, loose = Sources(text_column, with_images), list[str]()
     for given in inputs:
         name = os.fspath(given)
         if name == STDIN:
@@ -111,6 +128,8 @@ def find_sources(
             raise SourceError(f"{name}: no such file or folder")
         found.fragments += _files(name, loose)
         loose.clear()
+    if text_column is not None and (paths := [each for each in found.fragments if each.kind in ("files", "list")]):
+        raise SourceError(f"{paths[0].uri}: paths of images have no column {text_column!r}, expected {_WITH_TEXTS}")
     return found
 
 
@@ -150,11 +169,15 @@ def _add_file(found: Sources, path: Path, image_column: str | None, loose: list[
     if path.name.lower().endswith(_COMPRESSED):
         raise SourceError(f"{path}: a compressed archive has no random access; unpack it to .tar first")
     if suffix in _PARQUET and path.is_file():
-        found.fragments.append(_parquet(path, image_column))
+        found.fragments.append(_parquet(found, path, image_column))
     elif suffix in _IPC and path.is_file():
-        found.fragments.append(_ipc(path, image_column))
+        found.fragments.append(_ipc(found, path, image_column))
     elif suffix == _TAR and path.is_file():
-        found.fragments.append(Fragment("tar", str(path), len(tar_samples(path)), file_identity(path)))
+        if found.text_column not in (None, *TAR_TEXTS):
+            raise SourceError(f"{path}: no texts {found.text_column!r}, expected {' or '.join(TAR_TEXTS)}")
+        rows, identity = len(tar_samples(path)), file_identity(path)
+        wanted: dict[str, Any] = {"text_column": found.text_column, "with_images": found.with_images}
+        found.fragments.append(Fragment("tar", str(path), rows, identity, **wanted))
     elif suffix in _LIST and path.is_file():
         try:
             with path.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -201,7 +224,7 @@ def file_identity(path: str | os.PathLike[str]) -> str:
     return f"{found.st_size}:{found.st_mtime_ns}"
 
 
-def _parquet(path: Path, image_column: str | None) -> Fragment:
+def _parquet(found: Sources, path: Path, image_column: str | None) -> Fragment:
     import pyarrow.parquet as pq
 
     identity = file_identity(path)
@@ -210,10 +233,10 @@ def _parquet(path: Path, image_column: str | None) -> Fragment:
             rows, schema = file.metadata.num_rows, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a sound Parquet file: {error}") from error
-    return Fragment("parquet", str(path), rows, identity, image_column=_column_of(schema, image_column, path))
+    return Fragment("parquet", str(path), rows, identity, **_columns_of(found, schema, image_column, path))
 
 
-def _ipc(path: Path, image_column: str | None) -> Fragment:
+def _ipc(found: Sources, path: Path, image_column: str | None) -> Fragment:
     identity = file_identity(path)
     rows = sum(batch.num_rows for batch in ipc_batches(path))
     with pa.memory_map(str(path)) as file:
@@ -222,7 +245,7 @@ def _ipc(path: Path, image_column: str | None) -> Fragment:
         except pa.ArrowInvalid:
             file.seek(0)
             schema = pa.ipc.open_stream(file).schema
-    return Fragment("ipc", str(path), rows, identity, image_column=_column_of(schema, image_column, path))
+    return Fragment("ipc", str(path), rows, identity, **_columns_of(found, schema, image_column, path))
 
 
 def ipc_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
@@ -246,7 +269,22 @@ def ipc_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
         raise SourceError(f"{path}: not a sound Arrow file: {error}") from error
 
 
-def _column_of(schema: pa.Schema, wanted: str | None, path: Path) -> str:
+def _columns_of(found: Sources, schema: pa.Schema, image_column: str | None, path: Path) -> dict[str, Any]:
+    """The columns of a table that are read, as fields of its fragment."""
+    if len(set(schema.names)) != len(schema.names):
+        raise SourceError(f"{path}: two columns have one name: {schema.names}")
+    text = found.text_column
+    if text is not None:
+        if text not in schema.names:
+            raise SourceError(f"{path}: no column {text!r}, expected one of {schema.names}")
+        kind = schema.field(text).type
+        if texts_of(pa.nulls(0, kind)) is None:
+            raise SourceError(f"{path}: column {text!r} is {kind}, expected {EXPECTED}")
+    wanted: dict[str, Any] = {"text_column": text, "with_images": found.with_images}
+    return wanted | {"image_column": _column_of(schema, image_column, path, text) if found.with_images else None}
+
+
+def _column_of(schema: pa.Schema, wanted: str | None, path: Path, text_column: str | None) -> str:
     def holds_images(kind: pa.DataType) -> bool:
         if isinstance(kind, pa.BaseExtensionType):
             return holds_images(kind.storage_type)
@@ -259,8 +297,6 @@ def _column_of(schema: pa.Schema, wanted: str | None, path: Path) -> str:
         tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_string, types.is_large_string)
         return any(test(kind) for test in (*tests, types.is_string_view))
 
-    if len(set(schema.names)) != len(schema.names):
-        raise SourceError(f"{path}: two columns have one name: {schema.names}")
     if wanted is not None:
         if wanted not in schema.names:
             raise SourceError(f"{path}: no column {wanted!r}, expected one of {schema.names}")
@@ -270,7 +306,7 @@ def _column_of(schema: pa.Schema, wanted: str | None, path: Path) -> str:
                 "(string) or struct<bytes, path>"
             )
         return wanted
-    fitting = [name for name in schema.names if holds_images(schema.field(name).type)]
+    fitting = [name for name in schema.names if name != text_column and holds_images(schema.field(name).type)]
     encoded = [name for name in fitting if not pa.types.is_string(schema.field(name).type)]
     for candidates in ([name for name in _IMAGE_COLUMNS if name in fitting], encoded, fitting):
         if len(candidates) == 1 or (candidates and candidates[0] in _IMAGE_COLUMNS):

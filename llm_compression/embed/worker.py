@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llm_compression.embed.encoders import description, open_encoder
 from llm_compression.embed.shards import Settings, Shard, embed_shard, probe_shard
 from llm_compression.errors import LlmCompressionError
 
@@ -29,19 +30,11 @@ def main() -> None:
         answers.write(json.dumps(what) + "\n")
         answers.flush()
 
-    from llm_compression.multimodal.vision_encoder import VisionEncoder
-
     try:
-        encoder = VisionEncoder(request["model"], request["device"], request["dtype"])
-        settings = Settings(
-            weights_sha256=encoder.weight_loader.sha256(),
-            preprocessing=encoder.processor.to_dict(),
-            dimension=encoder.dimension,
-            dtype=str(encoder.dtype).removeprefix("torch."),
-            normalized=request["normalize"],
-            vector_type=request["vector_type"],
-            vector_dtype=request["vector_dtype"],
-        )
+        column = request["text_column"]
+        encoder = open_encoder(request["model"], request["device"], request["dtype"], column)
+        vectors = {name: request[name] for name in ("vector_type", "vector_dtype")}
+        settings = Settings(**description(encoder, column), normalized=request["normalize"], **vectors)
     except (LlmCompressionError, OSError) as error:
         say(failed=str(error), kind=type(error).__name__)
         return

@@ -91,6 +91,11 @@ class ArrowEngine(EmbeddingMethods):
         return self.encoder.config
 
     @property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of the file of the tokenizer."""
+        return self._tokenizer_sha256
+
+    @property
     def dimension(self) -> int:
         """Width of an embedding."""
         return self.encoder.dimension

@@ -52,9 +52,9 @@ def cluster() -> Iterator[str]:
     patch.undo()
 
 
-@pytest.mark.requirement("36.1")
+@pytest.mark.requirement("37.1")
 def test_ray_writes_the_bytes_of_the_engine_local(listed: Path, local: Path, tmp_path: Path) -> None:
-    """36.1: WHERE the engine is `ray`, THE Package SHALL write the files that the engine `local` writes at as many
+    """37.1: WHERE the engine is `ray`, THE Package SHALL write the files that the engine `local` writes at as many
     threads, byte for byte; here by two actors of a cluster that the command starts."""
     ended = program(*command(listed, tmp_path / "out"))
     assert ended.returncode == 0, ended.stderr
@@ -62,9 +62,9 @@ def test_ray_writes_the_bytes_of_the_engine_local(listed: Path, local: Path, tmp
     assert data_set(tmp_path / "out") == data_set(local)
 
 
-@pytest.mark.requirement("36.2")
+@pytest.mark.requirement("37.2")
 def test_an_actor_that_is_killed_loses_no_row(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """36.2: IF an actor of Ray dies while it embeds, THEN THE Package SHALL embed its shard by another, and write the
+    """37.2: IF an actor of Ray dies while it embeds, THEN THE Package SHALL embed its shard by another, and write the
     same bytes."""
     out = tmp_path / "out"
     with subprocess.Popen(
@@ -97,9 +97,9 @@ def actors_of(out: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.requirement("36.3")
+@pytest.mark.requirement("37.3")
 def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: Path) -> None:
-    """36.3: IF a row ends the process that decodes it under `ray`, THEN THE Package SHALL give that row the code
+    """37.3: IF a row ends the process that decodes it under `ray`, THEN THE Package SHALL give that row the code
     `crashed`, and the other rows their embeddings."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
@@ -115,10 +115,10 @@ def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: 
     assert "SIGSEGV" in rows[2]["error_message"]
 
 
-@pytest.mark.requirement("36.4", "36.5")
+@pytest.mark.requirement("37.4", "37.5")
 def test_what_is_done_is_done_whatever_the_engine(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """36.4: WHEN a run that one engine began is started again by the other, THE Package SHALL make the shards that are
-    missing alone; 36.5: the errors of a cluster's workers have the classes and words that they have on one machine."""
+    """37.4: WHEN a run that one engine began is started again by the other, THE Package SHALL make the shards that are
+    missing alone; 37.5: the errors of a cluster's workers have the classes and words that they have on one machine."""
     out = tmp_path / "out"
     out.mkdir()
     kept = sorted(local.iterdir())[:-2]

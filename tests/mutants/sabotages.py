@@ -7,6 +7,7 @@ from typing import Final
 
 INFERENCE: Final = "llm_compression/inference"
 MULTIMODAL: Final = "llm_compression/multimodal"
+PAIRED: Final = "llm_compression/harness/paired"
 HARNESS: Final = "llm_compression/harness/spec"
 SPEC: Final = ".kiro/specs/multimodal-encoder-system"
 
@@ -450,8 +451,61 @@ SABOTAGES: Final = (
         "test_any_split_of_a_table_gives_its_rows",
     ),
     Sabotage(
+        "base and head change places in a comparison",
+        (Edit(f"{PAIRED}/duets.py", '("base", "head", "control")', '("head", "base", "control")'),),
+        _tests("tests/unit/test_duets.py"),
+        "test_the_head_is_the_head",
+    ),
+    Sabotage(
+        "a control that is the base's own checkout",
+        (
+            Edit(
+                f"{PAIRED}/duets.py",
+                """        side = self._sides[name]
+        try:
+            request""",
+                """        side = self._sides["base" if name == "control" else name]
+        try:
+            request""",
+            ),
+        ),
+        _tests("tests/unit/test_duets.py"),
+        "test_three_processes_of_three_checkouts",
+    ),
+    Sabotage(
+        "a turn that could be answered from a cache",
+        (Edit("benchmarks/regression/probe.py", "        self._next_image += images\n", ""),),
+        _tests("tests/unit/test_regression_rounds.py", "-k", "twice"),
+        "test_no_image_twice_in_a_row",
+    ),
+    Sabotage(
+        "turns in the same order always",
+        (
+            Edit(
+                f"{PAIRED}/turns.py",
+                "for place in order.sample(range(len(processes)), len(processes)):",
+                "for place in range(len(processes)):",
+            ),
+        ),
+        _tests("tests/unit/test_duets.py"),
+        "test_three_processes_of_three_checkouts",
+    ),
+    Sabotage(
+        "the median against the mean of base and control",
+        (
+            Edit(
+                f"{PAIRED}/duets.py",
+                "change = (median(head - base for base, head, _ in logs) + "
+                "median(head - control for _, head, control in logs)) / 2",
+                "change = median(head - (base + control) / 2 for base, head, control in logs)",
+            ),
+        ),
+        _tests("tests/unit/test_compare.py"),
+        "test_false_alarms_and_power_are_simulated",
+    ),
+    Sabotage(
         "a vector of zeros for an image that cannot be read",
-        (Edit("llm_compression/embed/shards.py", "nulls[list(found.reasons)] = True", "nulls[:] = False"),),
+        (Edit("llm_compression/embed/tables.py", "nulls[list(why)] = True", "nulls[:] = False"),),
         _tests("tests/unit/test_embed_run.py", "-k", "one_row_for_each or stream"),
         "test_one_row_for_each_row",
     ),
@@ -465,7 +519,7 @@ SABOTAGES: Final = (
         "an error of a row swallowed",
         (
             Edit(
-                "llm_compression/embed/shards.py",
+                "llm_compression/embed/tables.py",
                 "ERROR: pa.array([None if reason is None else reason.code for reason in reasons], pa.string()),",
                 "ERROR: pa.array([None for reason in reasons], pa.string()),",
             ),

@@ -54,9 +54,8 @@ def test_nothing_changed_is_never_a_change(rounds: Rounds, floor: float, higher:
 def test_the_unit_does_not_matter(rounds: Rounds, floor: float, power: int) -> None:
     """Property 25: *For any* rounds and any positive factor, the verdict of a metric with a floor in percent is that of
     the scaled rounds."""
-    scaled = Rounds(
-        *(tuple(value * 2.0**power for value in side) for side in (rounds.base, rounds.head, rounds.control))
-    )
+    base, head, control = (tuple(value * 2.0**power for value in side) for side in rounds.sides.values())
+    scaled = Rounds(base, head, control)
     one, other = decide(rounds, floor), decide(scaled, floor)
     assert one.outcome is other.outcome
     assert one.change is not None

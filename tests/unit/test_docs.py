@@ -31,10 +31,10 @@ from tests.pages import PAGES, ROOT, anchors, blocks_and_prose, links, prepare
 DOCS: Final = ROOT / "docs"
 GUIDES: Final = ("quickstart", "convert", "encode", "classify", "find", "gate", "reports", "weight-format", "api")
 # page and first line of each Python block that is not run, with the reason that stands above it
-NOT_RUN: Final[dict[str, str]] = dict.fromkeys(
-    ("docs/gate-a-project.md:35", "docs/gate-a-project.md:54"),
-    "tests/unit/test_paired_project.py runs it in a repository of its own",
-) | {"docs/embed.md:76": "tests/engines/test_spark.py runs it in a Spark of its own"}
+NOT_RUN: Final[dict[str, str]] = {
+    f"docs/gate-a-project.md:{line}": f"tests/unit/{test}.py runs it in a repository of its own"
+    for line, test in ((35, "test_paired_project"), (58, "test_duets"), (82, "test_paired_project"))
+} | {"docs/embed.md:82": "tests/engines/test_spark.py runs it in a Spark of its own"}
 SHELLS: Final = ("sh",)
 LANGUAGES: Final = {"python", "markdown", "{eval-rst}", "{toctree}", *SHELLS}
 READER: Final = "weight-format.md"

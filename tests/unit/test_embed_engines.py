@@ -29,11 +29,11 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.requirement("36.5")
+@pytest.mark.requirement("37.5")
 def test_what_an_engine_lacks_is_named(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """36.5: IF Ray is not installed, or an engine, an address or a number of threads is asked for that there is not,
+    """37.5: IF Ray is not installed, or an engine, an address or a number of threads is asked for that there is not,
     THEN THE Package SHALL raise an error that names what is missing: the extra, or what there is."""
     out = tmp_path / "out"
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -57,9 +57,9 @@ def test_a_data_set_elsewhere_is_refused(photo: Path, tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-@pytest.mark.requirement("36.1")
+@pytest.mark.requirement("37.1")
 def test_a_shard_goes_to_its_worker_with_its_own_paths(tmp_path: Path) -> None:
-    """36.1: what an engine hands out names the same file and the same rows, and no path of another shard."""
+    """37.1: what an engine hands out names the same file and the same rows, and no path of another shard."""
     (tmp_path / "list.txt").write_text("\n".join(f"{row}.png" for row in range(10)))
     shards = plan_shards(find_sources([tmp_path / "list.txt"]).fragments, Settings("", {}, 32, "float32"), 4)
     sent = [Shard.from_json(shard.to_json()) for shard in shards]
@@ -71,9 +71,9 @@ def test_a_shard_goes_to_its_worker_with_its_own_paths(tmp_path: Path) -> None:
     assert [shard.stop - shard.start for shard in sent] == [4, 4, 2]
 
 
-@pytest.mark.requirement("36.6")
+@pytest.mark.requirement("37.6")
 def test_the_function_for_spark_gives_the_rows_of_embed_batches(photo: Path) -> None:
-    """36.6: ... THE Package SHALL give the rows of `embed_batches`, here without a Spark."""
+    """37.6: ... THE Package SHALL give the rows of `embed_batches`, here without a Spark."""
     batch = pa.RecordBatch.from_pydict({"image": [str(photo), "gone.png"]})
     (found,) = map_in_arrow(MODEL, "image", dtype="float32")(iter([batch]))
     (wanted,) = embed_batches([batch], VisionEncoder(MODEL, dtype="float32"), "image", vector_type="list")

@@ -1,14 +1,11 @@
-"""A run over real worker processes: resume after SIGKILL, poison, other settings, changed sources, full disks."""
+"""A run over real worker processes: what it writes, other settings, changed sources, full disks."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
-from llm_compression import VisionEncoder, shapes_model
+from llm_compression import VisionEncoder
 from llm_compression.cli import main
 from llm_compression.embed.reasons import CODES
 from llm_compression.embed.run import ErrorLimit, embed
 from llm_compression.embed.shards import Settings, embed_batches, embed_shard, plan_shards
 from llm_compression.embed.sources import find_sources
 from llm_compression.errors import ConfigError, EmbedError, ImageError, SourceChangedError, SourceError
-
-IMAGES = 40
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
-BROKEN = {"b-cut.png": "damaged", "c-empty.jpg": "empty", "d-folder.jpg": "directory", "e-gone.jpg": "missing"}
-BROKEN |= {
-    "f-lfs.jpg": "lfs_pointer",
-    "g-text.jpg": "not_an_image",
-    "h-huge.png": "too_large",
-    "i-pipe.jpg": "not_a_file",
-}
-MODEL = str(shapes_model())
-# what a decoder does that takes its process with it, or never ends
-SITE = """
-import os, pathlib, signal, time
-real = pathlib.Path.open
-def opened(self, *given, **named):
-    if "crash" in self.name:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    while "hang" in self.name:
-        time.sleep(1)
-    return real(self, *given, **named)
-pathlib.Path.open = opened
-"""
+from tests.embed_photos import BROKEN, IMAGES, MODEL, files, run, write_photos
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good pictures of several formats, and one of each kind that is none."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for row in range(IMAGES):
-        pixels = rng.integers(0, 256, (30 + row, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"a{row:03}.{('png', 'jpg', 'webp')[row % 3]}")
-    whole = (folder / "a000.png").read_bytes()
-    (folder / "b-cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "c-empty.jpg").touch()
-    (folder / "d-folder.jpg").mkdir()
-    (folder / "e-gone.jpg").symlink_to("nowhere")
-    (folder / "f-lfs.jpg").write_bytes(LFS)
-    (folder / "g-text.jpg").write_text("no picture at all")
-    Image.new("1", (20000, 20000)).save(folder / "h-huge.png")
-    os.mkfifo(folder / "i-pipe.jpg")
-    return folder
-
-
-def run(photos: Path, out: Path, **options: Any) -> Any:
-    """A run with shards of 7 rows by one worker of one thread, unless it is said otherwise."""
-    return embed([photos], out, MODEL, **{"shard_rows": 7, "workers": 1, "threads": 1, **options})
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Every file of a data set, by name."""
-    return {path.name: path.read_bytes() for path in sorted(out.glob("*.parquet"))}
+    return write_photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -151,84 +100,6 @@ def test_no_embedding_at_all_is_no_success(tmp_path: Path) -> None:
     """35.13: ... or if no row has an embedding."""
     (tmp_path / "a.jpg").write_text("no picture")
     assert main(["embed", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out"), "--model", MODEL]) == 1
-
-
-@pytest.mark.requirement("35.6")
-def test_a_killed_run_ends_with_the_same_bytes(photos: Path, whole: Path, tmp_path: Path) -> None:
-    """35.6: WHEN a run that was killed is started again, THE Package SHALL make the shards that are missing, and end
-    with the bytes of a run that was not killed."""
-    out, rng = tmp_path / "out", random.Random(0)
-    command = [sys.executable, "-m", "llm_compression", "embed", str(photos), "-o", str(out), "--model", MODEL]
-    command += ["--shard-rows", "7", "--workers", "1", "--threads", "1"]
-    kept = dict[str, int]()
-    for number in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = min(len(kept) + 1, 5) if number else 1
-        # killed once it has written so many, and then at any moment
-        while process.poll() is None and len(list(out.glob("*.parquet"))) < wanted:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        # its worker ends with the shard that it has
-        found = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-        assert kept.items() <= found.items(), "a finished shard was made again"
-        kept = found
-    run(photos, out)
-    assert files(out) == files(whole)
-
-
-@pytest.mark.requirement("35.10")
-def test_the_number_of_workers_changes_no_byte(photos: Path, whole: Path, tmp_path: Path) -> None:
-    """35.10: the same bytes by another number of workers of as many threads."""
-    run(photos, tmp_path / "out", workers=3)
-    assert files(tmp_path / "out") == files(whole)
-
-
-@pytest.fixture
-def hostile_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers in which a file that is called so ends the process, or never returns."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
-
-
-@pytest.mark.requirement("35.9")
-@pytest.mark.usefixtures("hostile_site")
-def test_a_row_that_ends_its_process_costs_itself_alone(photos: Path, whole: Path, tmp_path: Path) -> None:
-    """35.9: IF a process dies or makes no progress twice over one shard, THEN THE Package SHALL give the rows at which
-    it does so the code `crashed`, and the other rows their embeddings."""
-    listed, good = tmp_path / "list.txt", sorted(photos.glob("a*"))
-    names = [*good[:3], tmp_path / "crash.jpg", *good[3:6], tmp_path / "crash2.jpg", good[6]]
-    for name in names:
-        if name.parent == tmp_path:
-            name.touch()
-    listed.write_text("\n".join(map(str, names)))
-    found = embed([listed], tmp_path / "out", MODEL, shard_rows=5, workers=2, threads=1)
-    assert found.errors == {"crashed": 2}
-    rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
-    assert [row["path"] for row in rows] == [str(name) for name in names]
-    assert [row["error"] for row in rows] == [None if name in good else "crashed" for name in names]
-    assert "SIGSEGV" in rows[3]["error_message"]
-    wanted = {row["path"]: row["embedding"] for row in ds.dataset(whole).to_table().to_pylist()}
-    for row in rows:
-        if row["error"] is None:
-            assert np.abs(np.subtract(row["embedding"], wanted[row["path"]])).max() <= 2e-6
-
-
-@pytest.mark.requirement("35.9")
-@pytest.mark.usefixtures("hostile_site")
-def test_a_row_that_never_ends_costs_itself_alone(photos: Path, tmp_path: Path) -> None:
-    """35.9, of a process that makes no progress."""
-    names = [photos / "a000.png", tmp_path / "hang.jpg", photos / "a001.jpg"]
-    names[1].touch()
-    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
-    # long enough for a sound row on a busy machine
-    found = embed([tmp_path / "list.txt"], tmp_path / "out", MODEL, shard_rows=1, workers=1, threads=1, timeout=12)
-    assert (found.rows, found.embedded, found.errors) == (3, 2, {"crashed": 1})
-    rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
-    assert [row["error"] for row in rows] == [None, "crashed", None]
-    assert "no progress" in rows[1]["error_message"]
 
 
 @pytest.mark.requirement("35.7")

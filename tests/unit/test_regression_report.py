@@ -17,7 +17,7 @@ from benchmarks.regression.project import METRICS, PROJECT
 from llm_compression.harness.paired import history
 from llm_compression.harness.paired.compare import Outcome, Rounds, decide, not_comparable
 from llm_compression.harness.paired.machine import MachineInfo
-from llm_compression.harness.paired.plots import sparkline, strip_plot, trend_plot
+from llm_compression.harness.paired.plots import forest_plot, rounds_plot, sparkline, trend_plot
 from llm_compression.harness.paired.project import Key
 from llm_compression.harness.paired.report import FILES, Run, to_html, to_json, to_markdown, write_report
 from llm_compression.harness.paired.rounds import Comparison
@@ -78,18 +78,22 @@ def test_the_exit_status_and_the_verdict_on_top(run: Run, verdict: Outcome, stat
 
 @pytest.mark.requirement("21.13")
 def test_the_order_of_the_report() -> None:
-    """21.13: ... verdict and next step, a table, a plot of every sample, the trend, and the machine folded away."""
+    """21.13: ... verdict and next step, a table, all metrics in one plot, the turns of each round of what is not SAME,
+    the trend, and the machine folded away."""
     trend = [("latency b16, ms (machine x)", "▁▂ 80", trend_plot(["a", "b"], [1, 2], [1]))]
     page, text = to_html(REGRESSED, trend), to_markdown(REGRESSED, trend)
     for content, marks in (
-        (page, ("REGRESSED", "Next:", "<table>", "Every sample", "<h3>load b16", "Trend", "<details>", "Processor X")),
+        (page, ("REGRESSED", "Next:", "<table>", "All metrics", "Round by round", "<h3>latency", "Trend", "<details>")),
         (text, ("REGRESSED", "Next:", "| metric |", "| latency | b16 |", "Trend", "Machine and versions", "torch")),
     ):
         places = [content.index(mark) for mark in marks]
         assert places == sorted(places)
     assert len(text) < 60_000
-    # a dot for each process of each side
-    assert page.count("<circle") == 2 * 3 * 8 + 2
+    # a dot for each metric; of the one that is not SAME one for head and control in each round, and all; the trend
+    assert page.count("<circle") == 2 + (2 * 8 + 1) + 2
+    assert "<h3>load" not in page
+    # the gravest first
+    assert page.index(">latency b16</text>") < page.index(">load b16</text>")
 
 
 @pytest.mark.requirement("21.13")
@@ -118,7 +122,7 @@ class Requests(HTMLParser):
 def test_the_page_requests_nothing_and_escapes_what_it_shows() -> None:
     """21.13: ... a `reports/regression.html` that requests nothing from another host."""
     run = run_of(load=rounds(1), latency='head: <script src="http://example.com"></script>')
-    page = to_html(run, [("<img src=x>", "<b>", strip_plot(rounds(1), "ms"))])
+    page = to_html(run, [("<img src=x>", "<b>", forest_plot([("<img src=x>", decide(rounds(1), 4))]))])
     parser = Requests()
     parser.feed(page)
     assert parser.found == []
@@ -239,11 +243,45 @@ def test_change_points_are_marked() -> None:
 
 @pytest.mark.requirement("21.17")
 def test_machines_are_never_joined() -> None:
-    """21.17: ... and never join measurements of different fingerprints."""
-    rows = series([80, 81, 80], "x") + series([160, 161], "y")
-    assert {(key.fingerprint, len(each)) for key, each in series_of(rows).items()} == {("x", 3), ("y", 2)}
+    """21.17: ... and never join values of different fingerprints."""
+    rows = series([80, 81, 80], "x") + [replace(row, commit=f"y{row.commit}") for row in series([160, 161], "y")]
+    assert [[point.level for point in each] for each in series_of(rows).values()] == [[80, 81, 80], [160, 161]]
     found = sections(rows, {"latency": FLOOR})
     assert [plot.count("<circle") for _, _, plot in found] == [3, 2]
+
+
+@pytest.mark.requirement("21.17")
+def test_ratios_are_chained_across_machines() -> None:
+    """21.17: ... from the ratios of its commits to their bases."""
+    first = series([80, 100], "x")
+    first[1] = replace(first[1], base_commit=first[0].commit, ratio=1.25)
+    # the second commit is the base on a machine of twice the speed
+    fast = [replace(first[1], fingerprint="y", value=50.0, base_commit=None, ratio=None)]
+    third = series([0, 0, 45], "y")[2]
+    fast.append(replace(third, base_commit=first[1].commit, ratio=0.9))
+    (points,) = series_of([*first, *fast]).values()
+    assert [point.row.commit for point in points] == [first[0].commit, first[1].commit, third.commit]
+    assert [point.level for point in points] == pytest.approx([40, 50, 45])
+    ((title, line, plot),) = sections([*first, *fast], {"latency": FLOOR})
+    assert title.startswith("latency b16, ms")
+    assert line.split()[1].rstrip(",") == "45"
+    assert plot.count("<circle") == 3
+
+
+@pytest.mark.requirement("21.16")
+def test_a_ratio_survives_a_later_run_with_its_commit_as_the_base(tmp_path: Path) -> None:
+    """21.16: ... a commit that is the base of a later run keeps the ratio to its own."""
+    rows = history.rows_of(PROJECT, BASE, HEAD, REGRESSED.found, INFO, "2026-01-03")
+    ratios = {(row.commit[0], row.metric): (row.base_commit, row.ratio) for row in rows}
+    change = REGRESSED.found.verdicts[Key("latency", "b16")].change
+    assert change is not None
+    assert ratios["a", "latency"] == (None, None)
+    assert ratios["b", "latency"] == (BASE.commit, change.ratio)
+    history.append(tmp_path, rows)
+    later = replace(HEAD, commit="c" * 40, committed_at="2026-01-05T00:00:00+00:00")
+    history.append(tmp_path, history.rows_of(PROJECT, HEAD, later, REGRESSED.found, INFO, "2026-01-06"))
+    kept = {row.commit[0]: row.ratio for row in history.read(tmp_path) if row.metric == "latency"}
+    assert kept == {"a": None, "b": change.ratio, "c": change.ratio}
 
 
 @pytest.mark.requirement("21.17")
@@ -259,10 +297,16 @@ def test_the_trend_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.requirement("21.13")
 def test_plots_of_nothing_and_of_one_value() -> None:
-    """21.13: a plot of every sample, however few there are."""
-    assert strip_plot(Rounds(), "ms") == ""
+    """21.13: a plot, however few values there are, and none of nothing."""
+    assert rounds_plot(not_comparable("it broke")) == ""
+    assert forest_plot([("latency b16", not_comparable("it broke"))]) == ""
     assert trend_plot([], [], []) == ""
-    assert strip_plot(Rounds((1.0,), (1.0,), (1.0,)), "ms").count("<circle") == 3
+    one = decide(Rounds((1.0,), (1.0,), (1.0,)), 4)
+    assert rounds_plot(one).count("<circle") == 3
+    assert forest_plot([("latency b16", one)]).count("<circle") == 1
+    turns = (((1.0, 1.1, 1.0),) * 3, ((1.0, 1.2, 1.0),) * 4)
+    by_turns = decide(Rounds((1.0, 1.0), (1.1, 1.2), (1.0, 1.0), turns), 4)
+    assert rounds_plot(by_turns).count("<circle") == 2 * 7 + 1
     assert trend_plot(["a"], [1.0], []).count("<circle") == 1
     assert "<img" not in trend_plot(["<img src=x>"] * 2, [1.0, 2.0], [1])
     assert sparkline([1.0, 1.0]) == "▁▁"

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,17 +23,40 @@ from llm_compression.harness.git import commit_all, git, init
 from llm_compression.harness.paired import run, study
 from llm_compression.harness.paired.child import MeasurementError
 from llm_compression.harness.paired.compare import Outcome, Verdict
+from llm_compression.harness.paired.duets import Level, Round, SideError
 from llm_compression.harness.paired.project import Key
-from llm_compression.harness.paired.rounds import Comparison, SideError, Take, Values
+from llm_compression.harness.paired.rounds import Comparison, Taker
 from llm_compression.harness.spec.parser import Floor
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {name: Floor(name, 4, "%") for name in METRICS}
 
 
-def values(change: float = 1.0) -> Values:
-    """A value of each metric."""
-    return dict.fromkeys(METRICS, 100 * change)
+class Given:
+    """Rounds whose values are given: ``changes(number)`` is the factor of each metric of the head in that round."""
+
+    def __init__(self, changes: Callable[[int], Mapping[str, float]]) -> None:
+        self.changes, self.taken, self.asked = changes, 0, list[list[str]]()
+
+    def warm(self, model: str) -> None:
+        assert model
+
+    def take(self, model: str, metrics: Collection[str]) -> Round:
+        assert model
+        self.taken += 1
+        self.asked.append(list(metrics))
+        changes = self.changes(self.taken)
+        return Round({name: Level(100, 100 * changes.get(name, 1), 100) for name in metrics})
+
+
+def slower(_number: int) -> Mapping[str, float]:
+    """Every metric of the head by a fifth."""
+    return dict.fromkeys(METRICS, 1.2)
+
+
+def same(_number: int) -> Mapping[str, float]:
+    """Nothing changed."""
+    return {}
 
 
 @pytest.fixture
@@ -51,12 +74,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Take], None]:
-    """``measured(take)``: no process is started, `take` gives the values."""
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Taker], None]:
+    """``measured(taker)``: no process is started, `taker` gives the values."""
 
-    def use(take: Take) -> None:
+    def use(taker: Taker) -> None:
         monkeypatch.setattr(project, "prepare_model", lambda *_: None)
-        monkeypatch.setattr(run, "taker", lambda *_: take)
+        monkeypatch.setattr(run, "Duets", lambda *_: taker)
         monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
     return use
@@ -69,9 +92,9 @@ def verdict_of(checkout: Path) -> dict[str, Any]:
 
 
 @pytest.mark.requirement("21.12", "21.16")
-def test_main_reports_a_regression(checkout: Path, measured: Callable[[Take], None]) -> None:
+def test_main_reports_a_regression(checkout: Path, measured: Callable[[Taker], None]) -> None:
     """21.12, 21.16: 1 for a regression, the verdict at the top of `reports/regression.json`, rows in the history."""
-    measured(lambda side, _: values(1.2 if side == "head" else 1.0))
+    measured(Given(slower))
     assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 1
     found = verdict_of(checkout)
     assert found["verdict"] == "REGRESSED"
@@ -84,10 +107,10 @@ def test_main_reports_a_regression(checkout: Path, measured: Callable[[Take], No
 
 @pytest.mark.requirement("21.12")
 def test_main_exits_with_0_where_nothing_changed(
-    checkout: Path, measured: Callable[[Take], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, measured: Callable[[Taker], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """21.12: 0 for no regression; 21.3: says that uncommitted changes are not measured; 21.14: the job summary."""
-    measured(lambda *_: values())
+    measured(Given(same))
     (checkout / "new.txt").write_text("uncommitted", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 0
@@ -99,10 +122,10 @@ def test_main_exits_with_0_where_nothing_changed(
 
 @pytest.mark.requirement("21.12")
 def test_main_exits_with_3_where_nothing_can_be_compared(
-    checkout: Path, measured: Callable[[Take], None], monkeypatch: pytest.MonkeyPatch
+    checkout: Path, measured: Callable[[Taker], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """21.12: 3 for an inconclusive or incomparable result, also where the models cannot be made."""
-    measured(lambda *_: values())
+    measured(Given(same))
 
     def fail(*_: object) -> None:
         raise MeasurementError("no reference")
@@ -115,10 +138,10 @@ def test_main_exits_with_3_where_nothing_can_be_compared(
 @pytest.mark.requirement("21.12")
 @pytest.mark.parametrize("arguments", [["--base", "nothing"], ["--head", "nothing"], ["--head", "HEAD~1"]])
 def test_main_exits_with_2_for_wrong_usage(
-    arguments: list[str], checkout: Path, measured: Callable[[Take], None], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], checkout: Path, measured: Callable[[Taker], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """21.12: 2 for wrong usage; the report of an earlier run does not stay."""
-    measured(lambda *_: values())
+    measured(Given(same))
     (checkout / "reports").mkdir()
     (checkout / "reports" / "regression.json").write_text('{"exit_status": 0}', encoding="utf-8")
     assert run.main(PROJECT, ["--root", str(checkout), *arguments]) == 2
@@ -131,20 +154,20 @@ def test_main_exits_with_2_for_wrong_usage(
 
 @pytest.mark.requirement("21.15")
 def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
-    checkout: Path, measured: Callable[[Take], None]
+    checkout: Path, measured: Callable[[Taker], None]
 ) -> None:
     """21.15: WHERE `--confirm` is given, THE Regression Session SHALL call SAME what has the same package."""
-    taken = []
-    measured(lambda side, _: taken.append(side) or values())  # type: ignore[func-returns-value]
+    given = Given(same)
+    measured(given)
     (checkout / "README.md").write_text("no package", encoding="utf-8")
     commit_all(checkout, "three")
     assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == 0
-    assert not taken
+    assert not given.taken
     assert verdict_of(checkout)["verdict"] == "SAME"
     assert verdict_of(checkout)["identical"] is True
     # without it they are measured: a comparison of nothing
     assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny"]) == 0
-    assert taken
+    assert given.taken
 
 
 @pytest.mark.requirement("21.15")
@@ -153,21 +176,19 @@ def test_the_same_package_is_the_same_where_a_regression_is_confirmed(
     [(1.2, Outcome.REGRESSED, 1), (1.0, Outcome.INCONCLUSIVE, 0), (None, Outcome.NOT_COMPARABLE, 3)],
 )
 def test_a_regression_is_confirmed_by_a_second_run(
-    second: float | None, outcome: Outcome, status: int, checkout: Path, measured: Callable[[Take], None]
+    second: float | None, outcome: Outcome, status: int, checkout: Path, measured: Callable[[Taker], None]
 ) -> None:
     """21.15: ... exit with 1 only for a regression that a second, independent run finds again."""
-    heads = 0
 
-    def take(side: str, _: str) -> Values:
-        nonlocal heads
-        heads += side == "head"
-        # the first run takes the head once to warm up and in five rounds
-        change = 1.2 if heads <= 6 else second
+    def changes(number: int) -> Mapping[str, float]:
+        # the first run has five rounds
+        change = 1.2 if number <= 5 else second
         if change is None:
-            raise SideError(side, MeasurementError("it broke"))
-        return {**values(), "latency": 100 * (change if side == "head" else 1)}
+            error = MeasurementError("it broke")
+            raise SideError("head", error) from error
+        return {"latency": change}
 
-    measured(take)
+    measured(Given(changes))
     assert run.main(PROJECT, ["--root", str(checkout), "--models", "tiny", "--confirm"]) == status
     found = verdict_of(checkout)
     assert found["verdict"] == outcome.value
@@ -183,11 +204,11 @@ def test_only_what_regressed_is_measured_again() -> None:
     first = Comparison({good: Verdict(Outcome.SAME), bad: Verdict(Outcome.REGRESSED)})
     asked = []
 
-    def compare(_take: Take, keys: list[Key], *_: object) -> Comparison:
+    def compare(_taker: Taker, keys: list[Key], *_: object) -> Comparison:
         asked.append(keys)
         return Comparison({bad: Verdict(Outcome.SAME)})
 
-    found = run.confirmed(first, lambda *_: values(), METRICS, FLOORS, 1, compare)
+    found = run.confirmed(first, Given(same), METRICS, FLOORS, 1, compare)
     assert asked == [[bad]]
     assert found.verdicts[good].outcome is Outcome.SAME
     assert found.verdicts[bad].outcome is Outcome.INCONCLUSIVE
@@ -287,23 +308,18 @@ def test_an_injection_slows_the_encoder_down(tiny_model: Path, tmp_path: Path) -
 def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     """21.19: ... continue after an interruption and write how often each verdict was given."""
     record, about = tmp_path / "out" / "false_alarms.jsonl", {"tree": "x", "budget_s": 1.0, "inject": {}}
-    taken = []
-
-    def take(side: str, _: str) -> Values:
-        taken.append(side)
-        return values(1.2 if side == "head" else 1.0)
-
-    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=2, seconds=0) == 0
-    assert not taken
-    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=2, seconds=60) == 2
-    first = len(taken)
+    given = Given(slower)
+    assert study.study(PROJECT, given, ["tiny"], ROOT, record, about, runs=2, seconds=0) == 0
+    assert not given.taken
+    assert study.study(PROJECT, given, ["tiny"], ROOT, record, about, runs=2, seconds=60) == 2
+    first = given.taken
     with record.open("a", encoding="utf-8") as file:
         file.write('{"about": {"tree": "x"')  # cut off in the middle
-    assert study.study(PROJECT, take, ["tiny"], ROOT, record, about, runs=3, seconds=60) == 3
-    assert len(taken) == first * 1.5
+    assert study.study(PROJECT, given, ["tiny"], ROOT, record, about, runs=3, seconds=60) == 3
+    assert given.taken == first * 1.5
     assert study.read_record(record, {**about, "tree": "y"}) == []
     table = study.write_summary(tmp_path / "out", record)
-    assert "3 runs, 27 decisions" in table
+    assert f"3 runs, {3 * len(METRICS)} decisions" in table
     (found,) = json.loads((tmp_path / "out" / "false_alarms.json").read_text(encoding="utf-8"))
     latency = next(each for each in found["metrics"] if each["metric"] == "latency tiny")
     assert latency["REGRESSED"] == 3
@@ -312,10 +328,10 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("25.13")
-def test_an_old_main_branch_is_a_note_of_the_report(checkout: Path, measured: Callable[[Take], None]) -> None:
+def test_an_old_main_branch_is_a_note_of_the_report(checkout: Path, measured: Callable[[Taker], None]) -> None:
     """25.13: WHEN another main branch has an older merge base with the head, THE Regression Session SHALL say so in its
     report."""
-    measured(lambda *_: values())
+    measured(Given(same))
     git(checkout, "checkout", "-q", "-b", "topic")
     commit_all(checkout, "three")
     git(checkout, "update-ref", "refs/heads/master", "main~1")

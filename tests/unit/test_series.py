@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,7 +79,7 @@ def test_turns_are_of_both_in_random_order(tmp_path: Path) -> None:
     answer = "[open({log!r}, 'a').write({name!r}), {{'ms': {ms}}}][1]"
     one, other = (echo(answer.format(log=str(log), name=name, ms=ms)) for name, ms in (("a", 1.0), ("b", 2.0)))
     with one, other:
-        assert take_turns(one, other, 40, seed=0) == [(1.0, 2.0)] * 40
+        assert take_turns((one, other), random.Random(0), turns=40) == [(1.0, 2.0)] * 40
         assert (one.last(), other.last()) == ({}, {})
     order = log.read_text(encoding="utf-8")
     pairs = [order[start : start + 2] for start in range(0, len(order), 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -211,7 +212,7 @@ def _peer(model: Model, job: Job) -> Job:
 
 def _pair(job: Job, within: Bounds, other: Live, seed: int) -> Pair:
     with encoder(job) as ours, other:
-        taken = take_turns(ours, other, TURNS, seed)
+        taken = take_turns((ours, other), random.Random(seed), turns=TURNS)
         said, other_said = ours.last(), other.last()
     for answer, bounds in ((said, within), (other_said, _PEER_BOUNDS)):
         if "accuracy" in answer and not bounds.allow(accuracy := Accuracy(**answer["accuracy"])):

@@ -2,8 +2,9 @@
 
 A round holds one value of the base, one of the head and one of the control, which is the base measured once more. In
 each round the head is compared with the mean of the two values of the base, and the control with the base, as log
-ratios, so that what slows all three down cancels. Over the rounds, both are summarised by a trimmed mean and its
-interval (Tukey and McLaughlin, from SciPy): a process that met another job is an outlier that must not count.
+ratios, so that what slows all three down cancels. Rounds are of fresh processes, and exchangeable; turns within a round
+are not independent, and each round has the median of its own. Over the rounds, both are summarised by a mean and its
+interval by Student's t; from eight rounds on an eighth of each end is cut (Tukey and McLaughlin, from SciPy).
 
 The looks are planned. A decision may fall at the numbers of rounds in `LOOKS` or when the time is spent, which replaces
 the next planned look; each look has an equal share of `ALPHA`, so that many looks make no false alarm likelier.
@@ -19,14 +20,14 @@ from statistics import median
 from typing import Final
 
 import numpy as np
-from scipy.stats import mstats
+from scipy import stats
 
 LOOKS: Final = (5, 8, 12, 17, 24)
 ALPHA: Final = 0.03
 # of the interval of the control, whose far end is the noise band
-CONTROL_ALPHA: Final = 0.05
+CONTROL_ALPHA: Final = 0.02
 # cut from each end before the mean is taken
-TRIM: Final = 0.25
+TRIM: Final = 0.125
 
 
 class Outcome(StrEnum):
@@ -47,11 +48,18 @@ class Rounds:
         base: Values of the base.
         head: Values of the head.
         control: Values of the base, measured once more.
+        turns: What each round was taken from, where it was taken by turns: the three values of each turn.
     """
 
     base: tuple[float, ...] = ()
     head: tuple[float, ...] = ()
     control: tuple[float, ...] = ()
+    turns: tuple[tuple[tuple[float, ...], ...], ...] = ()
+
+    @property
+    def sides(self) -> dict[str, tuple[float, ...]]:
+        """The values of each side."""
+        return {"base": self.base, "head": self.head, "control": self.control}
 
     def __len__(self) -> int:
         return len(self.base)
@@ -79,6 +87,7 @@ class Verdict:
         band: The noise band, never below the floor, as a ratio above 1.
         detectable: The smallest change that could have been seen, as a ratio above 1.
         rounds_needed: About how many rounds a decision would take, where it is INCONCLUSIVE.
+        seconds_needed: How long they would take of its model.
         reason: Why it is NOT COMPARABLE, or what else led to the outcome.
     """
 
@@ -90,6 +99,7 @@ class Verdict:
     band: float = math.nan
     detectable: float = math.nan
     rounds_needed: int | None = None
+    seconds_needed: float | None = None
     reason: str = ""
 
     @property
@@ -139,7 +149,7 @@ def decide(rounds: Rounds, floor: float, unit: str = "%", *, higher_is_better: b
         _exp(least),
         _exp(band),
         _exp(detectable),
-        needed,
+        rounds_needed=needed,
     )
 
 
@@ -155,12 +165,17 @@ def overall(outcomes: Sequence[Outcome]) -> Outcome:
 
 def _interval(differences: np.ndarray[tuple[int], np.dtype[np.float64]], alpha: float) -> tuple[float, float, float]:
     """Trimmed mean and the ends of its interval; without end where there are too few values for one."""
-    cut = int(TRIM * len(differences))
+    count = len(differences)
+    cut = int(TRIM * count)
     ordered = np.sort(differences)
-    centre = float(ordered[cut : len(ordered) - cut].mean())
-    if len(differences) - 2 * cut < 2:
+    centre = float(ordered[cut : count - cut].mean())
+    if count < 2:
         return centre, -math.inf, math.inf
-    low, high = map(float, mstats.trimmed_mean_ci(differences, (TRIM, TRIM), alpha=alpha))
+    if not cut:
+        half = float(stats.t.ppf(1 - alpha / 2, count - 1) * np.std(differences, ddof=1)) / math.sqrt(count)
+        return centre, centre - half, centre + half
+    # the part that is cut, and not the part that would be of more values
+    low, high = map(float, stats.mstats.trimmed_mean_ci(differences, (cut / count, cut / count), alpha=alpha))
     return centre, low, high
 
 

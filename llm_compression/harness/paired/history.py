@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from llm_compression.harness.paired.duets import measured_by
 from llm_compression.harness.paired.machine import MachineInfo
 from llm_compression.harness.paired.project import Project
-from llm_compression.harness.paired.rounds import Comparison, measured_by
+from llm_compression.harness.paired.rounds import Comparison
 from llm_compression.harness.paired.worktrees import WORKING_TREE, Revision
 
 DIRECTORY: Final = "history"
@@ -25,13 +26,20 @@ SCHEMA: Final = pa.schema(
         *((name, pa.string()) for name in ("commit", "committed_at", "subject", "metric", "model", "fingerprint")),
         *(("unit", pa.string()), ("value", pa.float64()), ("samples", pa.list_(pa.float64()))),
         *((name, pa.string()) for name in ("measured_at", "processor")),
+        # of files from before these were kept, null
+        ("base_commit", pa.string()),
+        ("ratio", pa.float64()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A metric of a commit on a machine: the median over its processes, and each of them."""
+    """A metric of a commit on a machine: the median over its rounds, each of them, and its ratio to the base.
+
+    The ratio is to `base_commit`, measured in the same run; it survives a change of machine, which a value does not.
+    The base itself has none.
+    """
 
     commit: str
     committed_at: str
@@ -44,6 +52,8 @@ class Row:
     samples: tuple[float, ...]
     measured_at: str
     processor: str
+    base_commit: str | None = None
+    ratio: float | None = None
 
 
 def fingerprint(project: Project, info: MachineInfo) -> str:
@@ -62,15 +72,18 @@ def rows_of(
     rows = []
     machine = fingerprint(project, info)
     for key, rounds in found.rounds.items():
-        sides = [(base, (*rounds.base, *rounds.control))]
+        change = found.verdicts[key].change if key in found.verdicts else None
+        sides: list[tuple[Revision, tuple[float, ...], tuple[str, float] | None]]
+        sides = [(base, (*rounds.base, *rounds.control), None)]
         if head.commit != base.commit and head.name != WORKING_TREE:
-            sides.append((head, rounds.head))
-        for revision, values in sides:
+            sides.append((head, rounds.head, (base.commit, change.ratio) if change else None))
+        for revision, values, to_base in sides:
             if values:
                 about = (revision.commit, revision.committed_at, revision.subject)
                 unit, value = project.metrics[key.metric].unit, median(values)
                 where = (measured_at, info.processor)
-                rows.append(Row(*about, key.metric, key.model, machine, unit, value, values, *where))
+                ratio = to_base or (None, None)
+                rows.append(Row(*about, key.metric, key.model, machine, unit, value, values, *where, *ratio))
     return tuple(rows)
 
 
@@ -89,12 +102,18 @@ def append(directory: Path, rows: Iterable[Row]) -> None:
 
 
 def read(directory: Path) -> list[Row]:
-    """Every row, oldest commit first; of a commit that was measured again on one machine, the latest."""
+    """Every row, oldest commit first; of a commit that was measured again on one machine, the latest.
+
+    A commit that was the base of a later run keeps the ratio to its own base.
+    """
     if not any(directory.glob("*.parquet")):
         return []
     found = ds.dataset(directory, SCHEMA, format="parquet").to_table().to_pylist()
     latest: dict[tuple[str, ...], Row] = {}
     for each in sorted(found, key=lambda row: str(row["measured_at"])):
         row = Row(**{field.name: each[field.name] for field in fields(Row)} | {"samples": tuple(each["samples"])})
-        latest[row.commit, row.metric, row.model, row.fingerprint] = row
+        key = (row.commit, row.metric, row.model, row.fingerprint)
+        if row.ratio is None and key in latest:
+            row = replace(row, base_commit=latest[key].base_commit, ratio=latest[key].ratio)
+        latest[key] = row
     return sorted(latest.values(), key=lambda row: (row.committed_at, row.commit))

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.paired.child import MeasurementError
 from llm_compression.harness.paired.machine import MachineInfo, machine
 from llm_compression.harness.paired.worktrees import Revision
+
+# how a metric is taken, beside the name of a call
+SAMPLE: Final = "sample"
+END: Final = "end"
 
 
 class ProjectError(LlmCompressionError):
@@ -40,11 +44,13 @@ class Floor(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that one process gives, a positive number.
+    """A positive number that is taken of each side in each round.
 
     Attributes:
         unit: Its unit; ``1`` where it has none.
         read: Takes it from the JSON object that the probe printed.
+        taken: From what: `SAMPLE`, what a fresh process prints; the name of a call, what a live process answers in a
+            turn, ``{"ms": ...}``; `END`, what a live process prints after its turns.
         higher_is_better: Whether more of it is better.
         once: Whether it is taken of the first model alone, since no model has a part in it.
         of_answers: Whether it says how good the answers are, so that wrong ones are a regression of it.
@@ -52,6 +58,7 @@ class Metric:
 
     unit: str
     read: Callable[[Mapping[str, Any]], float]
+    taken: str = SAMPLE
     higher_is_better: bool = False
     once: bool = False
     of_answers: bool = False
@@ -66,10 +73,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """A revision that is measured, and the worktree that holds it."""
+    """A revision that is measured, and the worktree that holds it.
+
+    Attributes:
+        revision: Which one.
+        worktree: Its checkout, of this side alone.
+        control: Whether it is the base once more: what belongs to a side is made for it anew.
+    """
 
     revision: Revision
     worktree: Path
+    control: bool = False
 
 
 def _nothing_shared(_root: Path, models: Sequence[str], _sides: Sequence[Revision]) -> Mapping[str, Any]:
@@ -92,8 +106,11 @@ class Project:
         package: The directory of its package, relative to the checkout, as git writes it (``src/kettle``). The
             directory above it in the worktree is what a process finds modules by (``PYTHONPATH``).
         probe: The program of a process, run as ``python -P PROBE sample REQUEST``; it prints one JSON object as its
-            last line. It is this checkout's on both sides. It should refuse a package that is imported from elsewhere
-            than ``request["worktree"]``: an installed one would be measured on both sides, and be the same.
+            last line. Where a metric is taken by turns it is run as ``python -P PROBE turns REQUEST`` too: it prints a
+            line of JSON once it is ready, answers each line of its standard input, the name of a call, with
+            ``{"ms": ...}``, and at the end of its input prints what a sample prints, and more. It is this checkout's on
+            every side. It should refuse a package that is imported from elsewhere than ``request["worktree"]``: an
+            installed one would be measured on both sides, and be the same.
         metrics: What is taken from it, by name, in the order of the report.
         models: What is measured each for itself, unless the command line chooses: models, or any other cases.
         known_models: What may be chosen; `models` where it is empty.
@@ -103,13 +120,15 @@ class Project:
         prepare: ``prepare(root, models, (base, head))`` makes what both sides share, of each model, once before the
             rounds, such as inputs and reference answers; `request` and `check` are given it.
         request: ``request(side, shared)`` is what a sample is asked beside ``model``, the name, and ``worktree``; it
-            may first make what belongs to the side (`llm_compression.harness.paired.rounds.ask`).
+            may first make what belongs to the side (`llm_compression.harness.paired.duets.ask`).
         check: ``check(sample, shared)`` raises WrongAnswersError where the answers of a process do not count.
         program: Files beside the probe that have a part in a figure; measurements by other files make another series.
         environment: Variables of each process beside those of this one.
         machine: This machine, with the versions that a figure depends on.
         timeout_s: After how many seconds a process is ended.
-        budget_s: Seconds of a run, unless the command line says otherwise.
+        sample_s: Seconds of fresh processes in a round: one of each side at least, and as many as fit.
+        turn_s: Seconds of the turns of a call in a round: one turn at least, and as many as fit.
+        budget_s: Seconds of the rounds, unless the command line says otherwise.
         inject: ``inject(worktree, values)`` slows the package of a worktree down, for the study of false alarms.
         injections: The names that `inject` knows, each with a value for an example.
     """
@@ -128,6 +147,8 @@ class Project:
     environment: Mapping[str, str] = field(default_factory=dict)
     machine: Callable[[], MachineInfo] = machine
     timeout_s: float = 300.0
+    sample_s: float = 0.0
+    turn_s: float = 8.0
     budget_s: float = 300.0
     inject: Callable[[Path, Mapping[str, float]], None] | None = None
     injections: Mapping[str, float] = field(default_factory=dict)

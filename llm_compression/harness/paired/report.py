@@ -14,7 +14,7 @@ from typing import Any, Final
 from llm_compression.harness.paired.compare import Interval, Outcome, Rounds, Verdict, overall
 from llm_compression.harness.paired.machine import MachineInfo
 from llm_compression.harness.paired.page import html_page, html_table, markdown_table
-from llm_compression.harness.paired.plots import strip_plot
+from llm_compression.harness.paired.plots import forest_plot, rounds_plot
 from llm_compression.harness.paired.project import Key, Metric, Project
 from llm_compression.harness.paired.rounds import Comparison
 from llm_compression.harness.paired.worktrees import Revision
@@ -23,6 +23,14 @@ COLUMNS: Final = ("metric", "model", "base", "head", "change", "interval", "nois
 FILES: Final = ("regression.md", "regression.html", "regression.json")
 BAD: Final = (Outcome.REGRESSED, Outcome.NOT_COMPARABLE)
 _STATUS: Final = {Outcome.REGRESSED: 1, Outcome.NOT_COMPARABLE: 3, Outcome.INCONCLUSIVE: 3}
+_LEGEND: Final = (
+    "A dot is the change of the head to the base, its line the interval; the shade is the floor, dashed lines are the "
+    "noise band. The gravest come first."
+)
+_ROUNDS_LEGEND: Final = (
+    "A small dot is a turn, a bar the median of its round: of the head in colour, of the control, the base once more, "
+    "in grey. What is beyond the axis stands at its end."
+)
 _COMMENT: Final = 60_000  # a comment of GitHub holds 65,536 characters
 
 
@@ -40,6 +48,7 @@ class Run:
         notes: What a reader must know, such as what was not measured.
         confirm: Whether only a confirmed regression fails.
         identical: Whether the package is the same on both sides and was not measured for that reason.
+        seed: What orders and places were drawn from.
     """
 
     project: Project
@@ -51,6 +60,7 @@ class Run:
     notes: tuple[str, ...] = ()
     confirm: bool = False
     identical: bool = False
+    seed: int | None = None
 
     @property
     def verdict(self) -> Outcome:
@@ -82,12 +92,12 @@ def next_step(run: Run) -> str:
     between = f"{run.base.short}..{run.head.short}"
     package = run.project.package
     again = f"`{run.project.command} --base {run.base.short} --head {run.head.short}`"
-    needed = [each.rounds_needed for each in run.found.verdicts.values() if each.rounds_needed]
+    needed = max((each.seconds_needed or 0 for each in run.found.verdicts.values()), default=0)
     return {
         Outcome.REGRESSED: f"`git log -p {between} -- {package}` shows what changed; {again} measures again.",
         Outcome.NOT_COMPARABLE: "mend the side that failed; its error is below the table.",
         Outcome.INCONCLUSIVE: "measure on a quieter machine, or longer: "
-        f"{again} with a larger `--budget` (about {max(needed, default=0)} rounds).",
+        f"{again} with a larger `--budget` (about {_seconds(needed)}).",
         Outcome.IMPROVED: "none; the history has the new level.",
         Outcome.SAME: "none.",
     }[run.verdict]
@@ -122,7 +132,8 @@ def remarks(run: Run) -> list[str]:
         reason = verdict.reason
         if verdict.outcome is Outcome.INCONCLUSIVE and verdict.rounds_needed:
             seen = f"{100 * (verdict.detectable - 1):.3g} %, floor {100 * (verdict.floor - 1):.3g} %"
-            reason = f"{reason} smallest change seen {seen}: about {verdict.rounds_needed} rounds".strip()
+            needed = _seconds(verdict.seconds_needed or 0)
+            reason = f"{reason} smallest change seen {seen}: a decision takes about {needed} of its model".strip()
         if reason:
             by_reason.setdefault(reason, []).append(f"{key.metric} {key.model}")
     return [f"{', '.join(who)}: {reason}" for reason, who in by_reason.items()] + list(run.notes)
@@ -145,16 +156,21 @@ def to_markdown(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
 
 
 def to_html(run: Run, trend: Sequence[tuple[str, str, str]] = ()) -> str:
-    """The content of ``regression.html``: the same with a plot of every sample, and no request to another host."""
+    """The content of ``regression.html``: the same with plots, and no request to another host."""
     bad = [outcome.value for outcome in BAD]
     parts = ["<h1>Regression report</h1>", f"<p><strong>{escape(headline(run))}</strong></p>"]
     parts.append(f"<p>Next: {escape(next_step(run).replace('`', ''))}</p>")
     parts += ["<ul>", *(f"<li>{escape(line)}</li>" for line in _about(run)), "</ul>"]
     parts.append(html_table(COLUMNS, rows(run), bad))
-    parts += ["<ul>", *(f"<li>{escape(note)}</li>" for note in remarks(run)), "</ul>", "<h2>Every sample</h2>"]
-    for key, rounds in run.found.rounds.items():
-        if plot := strip_plot(rounds, run.project.metrics[key.metric].unit):
-            parts.append(f"<h3>{escape(f'{key.metric} {key.model}')}</h3>{plot}")
+    parts += ["<ul>", *(f"<li>{escape(note)}</li>" for note in remarks(run)), "</ul>"]
+    gravest = sorted(run.found.verdicts.items(), key=lambda each: list(Outcome).index(each[1].outcome))
+    named = [(f"{key.metric} {key.model}", verdict) for key, verdict in gravest]
+    if plot := forest_plot(named):
+        parts += ["<h2>All metrics</h2>", f"<p>{_LEGEND}</p>", plot]
+    plots = [(name, rounds_plot(verdict)) for name, verdict in named if verdict.outcome is not Outcome.SAME]
+    if any(plot for _, plot in plots):
+        parts += ["<h2>Round by round</h2>", f"<p>{_ROUNDS_LEGEND}</p>"]
+        parts += [f"<h3>{escape(name)}</h3>{plot}" for name, plot in plots if plot]
     if trend:
         parts.append("<h2>Trend</h2>")
         parts += [f"<h3>{escape(title)}</h3><p>{escape(line)}</p>{plot}" for title, line, plot in trend]
@@ -180,6 +196,8 @@ def to_json(run: Run) -> dict[str, Any]:
         "confirm": run.confirm,
         "identical": run.identical,
         "seconds": run.found.seconds,
+        "waiting": run.found.waiting,
+        "seed": run.seed,
         "measured_at": run.measured_at,
         "machine": asdict(run.machine),
     }
@@ -212,9 +230,15 @@ def _metric(metric: Metric, key: Key, verdict: Verdict, rounds: Rounds) -> dict[
         **{name: _finite(getattr(verdict, name)) for name in ("floor", "band", "detectable")},
         "rounds": len(verdict.rounds),
         "rounds_needed": verdict.rounds_needed,
+        "seconds_needed": verdict.seconds_needed,
         "reason": verdict.reason,
-        "samples": {side: [_finite(value) for value in values] for side, values in asdict(rounds).items()},
+        "samples": {side: [_finite(value) for value in values] for side, values in rounds.sides.items()},
+        "turns": [[[_finite(value) for value in turn] for turn in turns] for turns in rounds.turns],
     }
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 3600 else f"{seconds / 3600:.0f} h"
 
 
 def _finite(value: float) -> float | None:
@@ -223,7 +247,10 @@ def _finite(value: float) -> float | None:
 
 def _about(run: Run) -> list[str]:
     sides = [f"{name}: {side.short} {side.subject}" for name, side in (("base", run.base), ("head", run.head))]
-    return [*sides, f"{run.found.seconds:.0f} s of rounds, one process is one sample; a change is head / base"]
+    lines = [*sides, f"{run.found.seconds:.0f} s of rounds; a change is head / base"]
+    if run.found.waiting:
+        lines.append(f"a process that waited for its turn used {max(run.found.waiting):.1%} of a processor at most")
+    return lines
 
 
 def _machine(run: Run) -> list[tuple[str, str]]:

@@ -1,22 +1,28 @@
-"""Measures two revisions in rounds of fresh processes until each metric is decided or the time is spent."""
+"""Measures two revisions in rounds until each metric is decided or the time is spent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
-from llm_compression.harness.paired import child
-from llm_compression.harness.paired.child import MeasurementError, run_child
 from llm_compression.harness.paired.compare import LOOKS, Outcome, Rounds, Verdict, decide, not_comparable
-from llm_compression.harness.paired.project import Floor, Key, Metric, Project, Side, WrongAnswersError
+from llm_compression.harness.paired.duets import Level, Round, SideError
+from llm_compression.harness.paired.project import Floor, Key, Metric, WrongAnswersError
 
-SIDES: Final = ("base", "head", "control")
-# each order and its reverse: over six rounds every side stands in every place equally often
-_ORDERS: Final = ((0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (2, 0, 1), (1, 0, 2))
+_FIRST: Final = LOOKS[0]
+
+
+class Taker(Protocol):
+    """What takes rounds; `llm_compression.harness.paired.duets.Duets` is one."""
+
+    def warm(self, model: str) -> None:
+        """A process of each side of a model that does not count."""
+
+    def take(self, model: str, metrics: Collection[str]) -> Round:
+        """One round of a model: a value of each side of these metrics."""
 
 
 @dataclass
@@ -25,21 +31,19 @@ class Comparison:
 
     Attributes:
         verdicts: Of each metric, in the order of the table.
-        rounds: Every value, also those taken after a metric was decided.
+        rounds: Every value.
         seconds: How long the rounds took.
+        waiting: The part of a processor that a live process used while it waited, in each round that had one.
     """
 
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     rounds: dict[Key, Rounds] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-Values = Mapping[str, float]
-Take = Callable[[str, str], Values]
+    waiting: list[float] = field(default_factory=list)
 
 
 def compare_rounds(
-    take: Take,
+    taker: Taker,
     keys: Sequence[Key],
     metrics: Mapping[str, Metric],
     floors: Mapping[str, Floor],
@@ -47,45 +51,55 @@ def compare_rounds(
     say: Callable[[str], None] = print,
     clock: Callable[[], float] = time.monotonic,
 ) -> Comparison:
-    """Take rounds and look at them as planned.
+    """Take rounds and look at them as planned; a metric that is decided is taken no more.
 
     Args:
-        take: ``take(side, model)`` measures one process; a side is one of `SIDES`.
+        taker: Takes the rounds.
         keys: What is to be decided.
         metrics: What is known of each metric.
         floors: The floor of each metric.
-        budget_s: When the time is spent; the rounds up to the first look are taken all the same.
-        say: Takes a line on each round and each decision.
+        budget_s: Seconds of the rounds, after a process of each side that does not count; the rounds up to the first
+            look are taken all the same.
+        say: Takes a line on each round.
         clock: Seconds.
     """
-    started, found = clock(), Comparison()
+    found = Comparison()
     models = list(dict.fromkeys(key.model for key in keys))
-    taken: dict[str, list[dict[str, Values]]] = {model: [] for model in models}
+    levels: dict[Key, list[Level]] = {key: [] for key in keys}
+    spent: dict[str, list[float]] = {model: [] for model in models}
     for model in models:
-        # not counted: it compiles what is imported and reads the weights into memory
-        _measure(take, SIDES[:2], model, keys, metrics, found)
+        try:
+            taker.warm(model)
+        except SideError as error:
+            _failed(error, model, keys, metrics, found)
+    started = clock()
     for number in count(1):
         before = clock()
-        open_models = [model for model in models if any(_is_open(found, key) for key in keys if key.model == model)]
-        for model in open_models:
-            order = [SIDES[place] for place in _ORDERS[(number - 1) % len(_ORDERS)]]
-            if values := _measure(take, order, model, keys, metrics, found):
-                taken[model].append(values)
+        for model in models:
+            wanted = [key for key in keys if key.model == model and _is_open(found, key)]
+            if not wanted:
+                continue
+            began = clock()
+            try:
+                taken = taker.take(model, [key.metric for key in wanted])
+            except SideError as error:
+                _failed(error, model, keys, metrics, found)
+                continue
+            for key in wanted:
+                levels[key].append(taken.levels[key.metric])
+            found.waiting += [] if taken.waiting is None else [taken.waiting]
+            spent[model].append(clock() - began)
         round_s = clock() - before
-        last = clock() - started + round_s > budget_s and number >= LOOKS[0]
+        last = clock() - started + round_s > budget_s and number >= _FIRST
         if number in LOOKS or last:
             for key in keys:
                 if _is_open(found, key):
-                    floor, metric = floors[key.metric], metrics[key.metric]
-                    rounds = _rounds(taken[key.model], key.metric)
-                    found.verdicts[key] = decide(
-                        rounds, floor.floor, floor.unit, higher_is_better=metric.higher_is_better
-                    )
+                    found.verdicts[key] = _look(levels[key], floors[key.metric], metrics[key.metric], spent[key.model])
         still = sum(_is_open(found, key) for key in keys)
         say(f"round {number}: {round_s:.0f} s, {still} of {len(keys)} open, {clock() - started:.0f} s in all")
         if last or not still or number >= LOOKS[-1]:
             break
-    found.rounds = {key: _rounds(taken[key.model], key.metric) for key in keys}
+    found.rounds = {key: _rounds(levels[key]) for key in keys}
     found.verdicts = {key: found.verdicts[key] for key in keys}
     found.seconds = clock() - started
     return found
@@ -95,93 +109,27 @@ def _is_open(found: Comparison, key: Key) -> bool:
     return key not in found.verdicts or not found.verdicts[key].decided
 
 
-def _measure(
-    take: Take,
-    sides: Sequence[str],
-    model: str,
-    keys: Sequence[Key],
-    metrics: Mapping[str, Metric],
-    found: Comparison,
-) -> dict[str, Values] | None:
-    """One process of each side; where one fails, every open metric of the model is decided, and there are no values."""
-    try:
-        return {side: take(side, model) for side in sides}
-    except SideError as error:
-        wrong = isinstance(error.__cause__, WrongAnswersError) and error.side == "head"
-        for key in keys:
-            if key.model == model and (wrong or _is_open(found, key)):
-                if wrong and metrics[key.metric].of_answers:
-                    found.verdicts[key] = Verdict(Outcome.REGRESSED, reason=str(error))
-                else:
-                    found.verdicts[key] = not_comparable(str(error))
-        return None
+def _look(levels: Sequence[Level], floor: Floor, metric: Metric, spent: Sequence[float]) -> Verdict:
+    verdict = decide(_rounds(levels), floor.floor, floor.unit, higher_is_better=metric.higher_is_better)
+    if verdict.rounds_needed is None:
+        return verdict
+    return replace(verdict, seconds_needed=verdict.rounds_needed * sum(spent) / len(spent))
 
 
-class SideError(MeasurementError):
-    """A side failed; the cause says how."""
-
-    def __init__(self, side: str, cause: MeasurementError) -> None:
-        self.side = side
-        super().__init__(f"{side}: {cause}")
-
-
-def _rounds(taken: Sequence[Mapping[str, Values]], metric: str) -> Rounds:
-    return Rounds(*(tuple(each[side][metric] for each in taken) for side in SIDES))
-
-
-def taker(project: Project, base: Side, head: Side, shared: Mapping[str, Any]) -> Take:
-    """What `compare_rounds` needs to measure two worktrees; `shared` is what the project prepared of each model."""
-    sides = {"base": base, "head": head, "control": base}
-
-    def take(name: str, model: str) -> Values:
-        try:
-            return take_sample(project, sides[name], model, shared[model])
-        except MeasurementError as error:
-            raise SideError(name, error) from error
-
-    return take
+def _failed(
+    error: SideError, model: str, keys: Sequence[Key], metrics: Mapping[str, Metric], found: Comparison
+) -> None:
+    """Where a side fails, every open metric of the model is decided."""
+    wrong = isinstance(error.__cause__, WrongAnswersError) and error.side == "head"
+    for key in keys:
+        if key.model == model and (wrong or _is_open(found, key)):
+            if wrong and metrics[key.metric].of_answers:
+                found.verdicts[key] = Verdict(Outcome.REGRESSED, reason=str(error))
+            else:
+                found.verdicts[key] = not_comparable(str(error))
 
 
-def take_sample(project: Project, side: Side, model: str, shared: Any) -> Values:
-    """One fresh process: a value of every metric.
-
-    Raises:
-        WrongAnswersError: Its answers do not count.
-        MeasurementError: The revision has no package, the process failed, or it printed no figure of a metric.
-    """
-    if not side.revision.tree:
-        raise MeasurementError(f"{side.revision.short} has no package to measure")
-    sample = ask(project, side, "sample", {"model": model, **project.request(side, shared)})
-    project.check(sample, shared)
-    return {name: _value(name, metric, sample) for name, metric in project.metrics.items()}
-
-
-def ask(project: Project, side: Side, kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the probe answers in a fresh process that finds the package of a side.
-
-    Raises:
-        MeasurementError: The process failed.
-    """
-    worktree = side.worktree
-    # -P: a file beside the probe must not hide a module of the same name
-    return run_child(
-        kind,
-        {**request, "worktree": str(worktree)},
-        project.timeout_s,
-        program=("-P", str(project.probe)),
-        environment={**project.environment, "PYTHONPATH": str((worktree / project.package).parent)},
-    )
-
-
-def measured_by(project: Project) -> tuple[Path, ...]:
-    """Every file that has a part in a figure."""
-    return (project.probe, *project.program, Path(__file__), Path(child.__file__))
-
-
-def _value(name: str, metric: Metric, sample: Mapping[str, Any]) -> float:
-    try:
-        return float(metric.read(sample))
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        # a KeyError is no more than the key
-        reason = f"{type(error).__name__}: {error}"
-        raise MeasurementError(f"{name}: not in what the probe printed, {dict(sample)}: {reason}") from error
+def _rounds(levels: Sequence[Level]) -> Rounds:
+    by_turns = tuple(level.turns for level in levels if level.turns)
+    base, head = tuple(level.base for level in levels), tuple(level.head for level in levels)
+    return Rounds(base, head, tuple(level.control for level in levels), by_turns)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,10 @@ from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.git import git
 from llm_compression.harness.paired import history
 from llm_compression.harness.paired.compare import Outcome, not_comparable
+from llm_compression.harness.paired.duets import Duets
 from llm_compression.harness.paired.project import Floor, Metric, Project, Side, floors_of, keys_of
 from llm_compression.harness.paired.report import FILES, Run, write_report
-from llm_compression.harness.paired.rounds import Comparison, Take, compare_rounds, taker
+from llm_compression.harness.paired.rounds import Comparison, Taker, compare_rounds
 from llm_compression.harness.paired.trend import sections
 from llm_compression.harness.paired.worktrees import (
     WORKING_TREE,
@@ -42,27 +44,41 @@ def measure_sides(
     models: Sequence[str],
     floors: Mapping[str, Floor],
     budget_s: float,
+    seed: int,
     *,
     confirm: bool,
 ) -> Comparison:
-    """Check both revisions out, measure them, and where it is asked for measure a regression again.
+    """Check the sides out, measure them, and where it is asked for measure a regression again.
 
     Raises:
         RevisionError: A worktree cannot be made.
         LlmCompressionError: What both sides share cannot be made.
     """
-    started = time.monotonic()
     shared = project.prepare(root, models, (base, head))
-    with checked_out(root, base, head) as (base_tree, head_tree):
-        take = taker(project, Side(base, base_tree), Side(head, head_tree), shared)
-        left = budget_s - (time.monotonic() - started)
-        found = compare_rounds(take, keys_of(project, models), project.metrics, floors, left, _say)
-        return confirmed(found, take, project.metrics, floors, budget_s) if confirm else found
+    with sides_of(root, base, head) as sides:
+        taker = Duets(project, sides, shared, seed)
+        found = compare_rounds(taker, keys_of(project, models), project.metrics, floors, budget_s, _say)
+        return confirmed(found, taker, project.metrics, floors, budget_s) if confirm else found
+
+
+@contextmanager
+def sides_of(root: Path, base: Revision, head: Revision) -> Iterator[dict[str, Side]]:
+    """What the sides of a duet are: each has a worktree of its own, the control too.
+
+    Raises:
+        RevisionError: A worktree cannot be made.
+    """
+    with checked_out(root, base, head, base) as (base_tree, head_tree, control_tree):
+        yield {
+            "base": Side(base, base_tree),
+            "head": Side(head, head_tree),
+            "control": Side(base, control_tree, control=True),
+        }
 
 
 def confirmed(
     first: Comparison,
-    take: Take,
+    taker: Taker,
     metrics: Mapping[str, Metric],
     floors: Mapping[str, Floor],
     budget_s: float,
@@ -73,7 +89,7 @@ def confirmed(
     if not doubted:
         return first
     _say(f"a second, independent run for {', '.join(' '.join(key) for key in doubted)}")
-    second = compare(take, doubted, metrics, floors, budget_s, _say)
+    second = compare(taker, doubted, metrics, floors, budget_s, _say)
     verdicts = dict(first.verdicts)
     for key in doubted:
         again = second.verdicts[key]
@@ -86,7 +102,7 @@ def confirmed(
             verdicts[key] = replace(first.verdicts[key], outcome=Outcome.INCONCLUSIVE, reason=reason)
     # what is shown of a metric is what its verdict was taken from
     rounds = {**first.rounds, **{key: verdicts[key].rounds for key in doubted}}
-    return Comparison(verdicts, rounds, first.seconds + second.seconds)
+    return Comparison(verdicts, rounds, first.seconds + second.seconds, first.waiting + second.waiting)
 
 
 def _say(line: str) -> None:
@@ -107,7 +123,12 @@ def _parser(project: Project, prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--head", default="HEAD", help=f"a revision or {WORKING_TREE} (default: %(default)s)")
     known, models = tuple(project.known_models or project.models), list(project.models)
     parser.add_argument("--models", nargs="+", choices=known, default=models, metavar="MODEL", help=", ".join(known))
-    parser.add_argument("--budget", type=float, default=project.budget_s, help="seconds (default: %(default)g)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=project.budget_s,
+        help="seconds of the rounds; models are made before (default: %(default)g)",
+    )
     parser.add_argument(
         "--confirm",
         action="store_true",
@@ -152,19 +173,21 @@ def main(project: Project, arguments: Sequence[str] | None = None, prog: str | N
         _say(f"note: {note}")
     _say(f"base {base.short} {base.subject}\nhead {head.short} {head.subject}")
     identical = options.confirm and bool(head.tree) and base.tree == head.tree
+    # orders and places are drawn anew in each run, and can be drawn again
+    seed = random.SystemRandom().randrange(2**32)
     info, now = project.machine(), datetime.now(UTC).isoformat(timespec="seconds")
     found = Comparison()
     if not identical:
-        measured = (project, root, base, head, options.models, floors, options.budget)
+        measured = (project, root, base, head, options.models, floors, options.budget, seed)
         try:
             found = measure_sides(*measured, confirm=options.confirm)
         except LlmCompressionError as error:
             found.verdicts = dict.fromkeys(keys_of(project, options.models), not_comparable(str(error)))
         history.append(out / history.DIRECTORY, history.rows_of(project, base, head, found, info, now))
-    run = Run(project, base, head, found, info, now, tuple(notes), options.confirm, identical)
-    here = history.fingerprint(project, info)
-    own = [row for row in history.read(out / history.DIRECTORY) if row.fingerprint == here]
-    text = write_report(out, run, sections(own, floors), os.environ.get("GITHUB_STEP_SUMMARY", ""))
+    run = Run(project, base, head, found, info, now, tuple(notes), options.confirm, identical, seed)
+    text = write_report(
+        out, run, sections(history.read(out / history.DIRECTORY), floors), os.environ.get("GITHUB_STEP_SUMMARY", "")
+    )
     _say(f"\n{text}\nwrote {', '.join(FILES)} in {out}")
     return run.exit_status
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import sys
 import time
 from collections import Counter
@@ -20,11 +21,13 @@ from typing import Any, Final
 from llm_compression.errors import LlmCompressionError
 from llm_compression.harness.paired import compare
 from llm_compression.harness.paired.compare import Outcome
+from llm_compression.harness.paired.duets import Duets, measured_by
 from llm_compression.harness.paired.history import fingerprint
 from llm_compression.harness.paired.page import markdown_table
-from llm_compression.harness.paired.project import Project, Side, floors_of, keys_of
-from llm_compression.harness.paired.rounds import Take, compare_rounds, measured_by, taker
-from llm_compression.harness.paired.worktrees import checked_out, find
+from llm_compression.harness.paired.project import Project, floors_of, keys_of
+from llm_compression.harness.paired.rounds import Taker, compare_rounds
+from llm_compression.harness.paired.run import sides_of
+from llm_compression.harness.paired.worktrees import find
 
 RECORD: Final = "false_alarms.jsonl"
 
@@ -66,7 +69,7 @@ def read_record(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def study(
     project: Project,
-    take: Take,
+    taker: Taker,
     models: Sequence[str],
     root: Path,
     record: Path,
@@ -79,14 +82,20 @@ def study(
     keys = keys_of(project, models)
     while (done := len(read_record(record, about))) < runs and time.monotonic() - started < seconds:
         print(f"run {done + 1} of {runs}", flush=True)
-        found = compare_rounds(take, keys, project.metrics, floors, about["budget_s"], partial(print, flush=True))
+        found = compare_rounds(taker, keys, project.metrics, floors, about["budget_s"], partial(print, flush=True))
         outcomes = {" ".join(key): verdict.outcome.value for key, verdict in found.verdicts.items()}
         changes = {
             " ".join(key): None if verdict.change is None else verdict.change.ratio
             for key, verdict in found.verdicts.items()
         }
         rounds = {" ".join(key): len(verdict.rounds) for key, verdict in found.verdicts.items()}
-        line = {"about": dict(about), "outcomes": outcomes, "changes": changes, "rounds": rounds}
+        line = {
+            "about": dict(about),
+            "outcomes": outcomes,
+            "changes": changes,
+            "rounds": rounds,
+            "seconds": round(found.seconds, 1),
+        }
         record.parent.mkdir(parents=True, exist_ok=True)
         with record.open("a", encoding="utf-8") as file:
             # first on a line of its own, whatever was cut off above
@@ -176,8 +185,9 @@ def _go_on(project: Project, options: argparse.Namespace) -> int:
         "rules": rules(project, root),
     }
     shared = project.prepare(root, options.models, (revision, revision))
-    with checked_out(root, revision, revision) as (base_tree, head_tree):
+    with sides_of(root, revision, revision) as sides:
         if options.inject and project.inject is not None:
-            project.inject(head_tree, options.inject)
-        take = taker(project, Side(revision, base_tree), Side(revision, head_tree), shared)
-        return study(project, take, options.models, root, record, about, options.runs, options.seconds)
+            project.inject(sides["head"].worktree, options.inject)
+        # as each run of the report draws its own
+        taker = Duets(project, sides, shared, random.SystemRandom().randrange(2**32))
+        return study(project, taker, options.models, root, record, about, options.runs, options.seconds)

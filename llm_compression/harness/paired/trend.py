@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,18 +28,85 @@ SHOWN: Final = 60
 
 
 class Series(NamedTuple):
-    """What may be joined by a line: one metric of one model on one machine."""
+    """What may be joined by a line: one metric of one model, and commits that lead to one another."""
 
     metric: str
     model: str
-    fingerprint: str
+    first: str
 
 
-def series_of(rows: Sequence[Row]) -> dict[Series, list[Row]]:
-    """The rows of each series, oldest commit first; rows of different fingerprints never share one."""
-    found: dict[Series, list[Row]] = {}
-    for row in rows:
-        found.setdefault(Series(row.metric, row.model, row.fingerprint), []).append(row)
+class Point(NamedTuple):
+    """A commit of a series, and its level in the unit of the last measured value."""
+
+    row: Row
+    level: float
+
+
+def series_of(rows: Sequence[Row]) -> dict[Series, list[Point]]:
+    """The commits of each series, oldest first.
+
+    A series is chained from ratios: a commit's level is that of its base times its ratio, which survives a change of
+    machine. Where no ratio leads on, values of one fingerprint do; those of different ones are never joined. The last
+    commit has its measured value, so that the others are in its unit and as if of its machine.
+    """
+    found: dict[Series, list[Point]] = {}
+    for metric, model in dict.fromkeys((row.metric, row.model) for row in rows):
+        own = [row for row in rows if (row.metric, row.model) == (metric, model) and row.value > 0]
+        for chain in _joined(_chains(own)):
+            by_commit = {point.row.commit: point for point in chain}
+            points = sorted(by_commit.values(), key=lambda point: (point.row.committed_at, point.row.commit))
+            scale = points[-1].row.value / points[-1].level
+            levels = [Point(point.row, point.level * scale) for point in points]
+            found[Series(metric, model, points[0].row.commit)] = levels
+    return found
+
+
+def _chains(rows: Sequence[Row]) -> list[list[Point]]:
+    """Rows that ratios lead to from one another; the same commit on two machines has one level."""
+    neighbours: dict[int, list[tuple[int, float]]] = {number: [] for number in range(len(rows))}
+    for (one, row), (other, before) in permutations(enumerate(rows), 2):
+        ratio = None
+        if row.ratio and row.base_commit == before.commit and row.fingerprint == before.fingerprint:
+            ratio = row.ratio
+        elif row.commit == before.commit:
+            ratio = 1.0
+        if ratio is not None:
+            neighbours[other].append((one, ratio))
+            neighbours[one].append((other, 1 / ratio))
+    chains, seen = [], set[int]()
+    for start in range(len(rows)):
+        if start in seen:
+            continue
+        levels, left = {start: 1.0}, [start]
+        while left:
+            at = left.pop()
+            for number, ratio in neighbours[at]:
+                if number not in levels:
+                    levels[number] = levels[at] * ratio
+                    left.append(number)
+        seen |= levels.keys()
+        chains.append([Point(rows[number], levels[number]) for number in sorted(levels)])
+    return chains
+
+
+def _joined(chains: Sequence[list[Point]]) -> list[list[Point]]:
+    """Chains that share a fingerprint as one, by the last value before and the first after."""
+    found: list[list[Point]] = []
+    for chain in chains:
+        links = (
+            (before, last, first)
+            for before in found
+            for last in reversed(before)
+            for first in chain
+            if last.row.fingerprint == first.row.fingerprint
+        )
+        link = next(links, None)
+        if link is None:
+            found.append(list(chain))
+            continue
+        before, last, first = link
+        scale = last.level * first.row.value / last.row.value / first.level
+        before += [Point(point.row, point.level * scale) for point in chain]
     return found
 
 
@@ -65,14 +132,15 @@ def sections(rows: Sequence[Row], floors: Mapping[str, Floor]) -> list[tuple[str
     found = []
     for series, measured in series_of(rows).items():
         shown = measured[-SHOWN:]
-        values = [row.value for row in shown]
-        labels = [row.commit[:10] for row in shown]
+        values = [point.level for point in shown]
+        labels = [point.row.commit[:10] for point in shown]
         changes = change_points(values, floors[series.metric]) if series.metric in floors else []
-        title = f"{series.metric} {series.model}, {shown[-1].unit}"
+        last = shown[-1].row
         line = f"{sparkline(values)} {values[-1]:.4g}"
         if changes:
             line += f", changed at {', '.join(labels[index] for index in changes)}"
-        found.append((f"{title} (machine {series.fingerprint})", line, trend_plot(labels, values, changes)))
+        title = f"{series.metric} {series.model}, {last.unit} (by ratios to {values[-1]:.4g} on {last.processor})"
+        found.append((title, line, trend_plot(labels, values, changes)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Two live processes that answer by turns, so that both meet the same moments of a machine.
+"""Live processes that answer by turns, so that all meet the same moments of a machine.
 
 The noise of a shared machine is slow: the ratio of two calls that follow each other is far steadier than either time.
 A process waits on its standard input between its turns and answers each line with one of JSON.
@@ -7,6 +7,7 @@ A process waits on its standard input between its turns and answers each line wi
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import random
@@ -35,6 +36,7 @@ class Live:
         arguments: The interpreter's arguments that start it.
         timeout_s: After how many seconds without an answer it is ended.
         environment: Variables beside those of this process.
+        request: Its last argument, as JSON; the time before its start is added.
     """
 
     def __init__(
@@ -43,16 +45,18 @@ class Live:
         arguments: Sequence[str],
         timeout_s: float = _TIMEOUT_S,
         environment: Mapping[str, str] | None = None,
+        request: Mapping[str, Any] | None = None,
     ) -> None:
         self._name, self._arguments, self._timeout_s = name, tuple(arguments), timeout_s
-        self._environment = dict(environment or {})
+        self._environment, self._request = dict(environment or {}), request
         self._answers: queue.Queue[str] = queue.Queue()
         self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> Live:
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8")
+        asked = [] if self._request is None else [json.dumps({**self._request, "started": time.monotonic()})]
         self._process = subprocess.Popen(
-            [sys.executable, *self._arguments],
+            [sys.executable, *self._arguments, *asked],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -79,7 +83,7 @@ class Live:
             with suppress(BrokenPipeError):  # what it was asked last and never read
                 stream.close()
 
-    def ask(self) -> dict[str, Any]:
+    def ask(self, line: str = "") -> dict[str, Any]:
         """Its answer to a line.
 
         Raises:
@@ -87,9 +91,21 @@ class Live:
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, and why is read below
-            self._process.stdin.write("\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         return self._answer()
+
+    def milliseconds(self, line: str = "") -> float:
+        """How long it says that its answer took.
+
+        Raises:
+            MeasurementError: As `ask`, or its answer has no positive ``ms``.
+        """
+        answer = self.ask(line)
+        found = answer.get("ms")
+        if not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+            raise MeasurementError(f"{self._name}: no milliseconds in its answer to {line!r}: {answer}")
+        return float(found)
 
     def last(self) -> dict[str, Any]:
         """What it says when it is asked no more.
@@ -124,17 +140,27 @@ class Live:
         return answer
 
 
-def take_turns(one: Live, other: Live, turns: int, seed: int) -> list[tuple[float, float]]:
+def take_turns(
+    processes: Sequence[Live], order: random.Random, *, turns: int, seconds: float = 0, line: str = ""
+) -> list[tuple[float, ...]]:
     """Milliseconds of a call of each, turn by turn, in random order within a turn.
 
+    Args:
+        processes: Who takes turns.
+        order: Draws who comes first in each turn.
+        turns: At least so many.
+        seconds: Turns are added until they took so long.
+        line: What each is asked.
+
     Raises:
-        MeasurementError: One of them ended, or did not answer in time.
+        MeasurementError: One of them ended, did not answer in time, or printed no milliseconds.
     """
-    order, taken = random.Random(seed), []
-    for _ in range(turns):
-        milliseconds: Mapping[Live, float] = {}
-        for each in order.sample((one, other), 2):
-            milliseconds = {**milliseconds, each: float(each.ask()["ms"])}
+    taken: list[tuple[float, ...]] = []
+    until = time.monotonic() + seconds
+    while len(taken) < turns or time.monotonic() < until:
+        milliseconds = {}
+        for place in order.sample(range(len(processes)), len(processes)):
+            milliseconds[place] = processes[place].milliseconds(line)
             time.sleep(_PAUSE_S)
-        taken.append((milliseconds[one], milliseconds[other]))
+        taken.append(tuple(milliseconds[place] for place in range(len(processes))))
     return taken

@@ -122,7 +122,7 @@ def parity(session: nox.Session) -> None:
 def engines(session: nox.Session) -> None:
     """Embed by Ray and by Spark on this machine, with one actor killed; needs Java 17 or newer."""
     install(session, "-e", ".[engines]", torch=True)
-    session.run("python", "-m", "pytest", "tests/engines", *evidence("engines"), *session.posargs)
+    session.run("python", "-m", "pytest", *(session.posargs or ("tests/engines",)))
 
 
 @nox.session(default=False)
@@ -212,8 +212,7 @@ def spec(session: nox.Session) -> None:
     """Join .kiro/specs with the evidence of this tree; fails on an unproven claim; -- --strict also on one not run."""
     (EVIDENCE / "collected.json").unlink(missing_ok=True)
     # which tests there are; what they cite is checked also where none was run
-    every = ("tests", "tests/engines", "benchmarks/gates")
-    run_python(session, "-m", "pytest", *every, "--collect-only", "-qqq", *evidence("collected"))
+    run_python(session, "-m", "pytest", "tests", "benchmarks/gates", "--collect-only", "-qqq", *evidence("collected"))
     run_python(session, "-m", "llm_compression.harness.spec.matrix", *session.posargs)
 
 

@@ -276,7 +276,7 @@ class LocalEngine:
                 self._bury(worker)
                 return how
             if "failed" in message:
-                raise self._error(worker, message)
+                raise self._freed(worker, message)
             if "alive" in message:
                 worker.shard = None
                 self._idle.append(worker)
@@ -343,10 +343,16 @@ class LocalEngine:
             on_rows(message["rows"])
             return False
         if "failed" in message:
-            raise self._error(worker, message)
+            raise self._freed(worker, message)
         worker.shard = None
         self._idle.append(worker)
         return bool(on_receipt(Receipt(**message["receipt"])))
+
+    def _freed(self, worker: _Worker, message: Mapping[str, Any]) -> LlmCompressionError:
+        """The error of a worker's shard; it lives, and takes another."""
+        error, worker.shard = self._error(worker, message), None
+        self._idle.append(worker)
+        return error
 
     def _error(self, worker: _Worker, message: Mapping[str, Any]) -> LlmCompressionError:
         where = worker.shard.name if worker.shard is not None and message["kind"] not in _KINDS else ""

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
@@ -61,11 +62,11 @@ class RayEngine:
         elif address is not None:
             raise ConfigError(f"address: {address!r}, expected none, as this program is connected to a Ray cluster")
         try:
-            threads, room = self._room(job)
+            threads, room = room_of([node["Resources"] for node in ray.nodes() if node["Alive"]], job)
             self._count = workers or room
             self._needs: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(job.device.startswith("cuda"))}
             answer = ray.get(ray.remote(**self._needs)(_settings_of).remote(replace(job, threads=threads)))
-            self.settings = Settings(**_found(answer))
+            self.settings = Settings(**found_of(answer))
             # what `auto` is differs between machines, and a data set has one
             self._job = replace(job, threads=threads, dtype=self.settings.dtype)
         except ray.exceptions.RayError as error:
@@ -96,7 +97,7 @@ class RayEngine:
         try:
             for first in range(0, len(waiting), _SHARDS_AT_ONCE):
                 for answer in self._answers(waiting[first : first + _SHARDS_AT_ONCE]):
-                    receipt = Receipt(**_found(answer))
+                    receipt = Receipt(**found_of(answer))
                     on_rows(receipt.rows)
                     if on_receipt(receipt):
                         return
@@ -147,21 +148,29 @@ class RayEngine:
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise EmbedError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
 
-    def _room(self, job: Job) -> tuple[int, int]:
-        """Threads of a worker, and how many workers there is room for beside the process that hands out shards."""
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        processors = sorted(int(machine.get("CPU", 0)) for machine in machines)
-        threads = job.threads or max(1, min(THREADS_MAX, processors[-1] - 1))
-        if threads > processors[-1]:
-            raise ConfigError(f"threads: {threads}, expected {processors[-1]} at most, as no machine has more")
-        processors[-1] -= 1
-        room = sum(count // threads for count in processors)
-        if job.device.startswith("cuda"):
-            devices = sum(int(machine.get("GPU", 0)) for machine in machines)
-            if not devices:
-                raise ConfigError(f"device: {job.device!r}, expected 'cpu', as no machine of the cluster has a GPU")
-            room = min(room, devices)
-        return threads, max(1, room)
+
+def room_of(machines: Sequence[Mapping[str, float]], job: Job) -> tuple[int, int]:
+    """Threads of a worker, and how many workers there is room for beside the process that hands out shards.
+
+    Args:
+        machines: What each has, in Ray's words: ``CPU`` and ``GPU``.
+        job: Says the threads, unless they are to be found, and the device.
+
+    Raises:
+        ConfigError: No machine has so many processors, or the device.
+    """
+    processors = sorted(int(machine.get("CPU", 0)) for machine in machines)
+    threads = job.threads or max(1, min(THREADS_MAX, processors[-1] - 1))
+    if threads > processors[-1]:
+        raise ConfigError(f"threads: {threads}, expected {processors[-1]} at most, as no machine has more")
+    processors[-1] -= 1
+    room = sum(count // threads for count in processors)
+    if job.device.startswith("cuda"):
+        devices = sum(int(machine.get("GPU", 0)) for machine in machines)
+        if not devices:
+            raise ConfigError(f"device: {job.device!r}, expected 'cpu', as no machine of the cluster has a GPU")
+        room = min(room, devices)
+    return threads, max(1, room)
 
 
 class EmbedShard:
@@ -188,6 +197,8 @@ class EmbedShard:
                 engine.__exit__()
                 described = "; ".join(f"{name}: {found[name]}, {self._settings[name]} wanted" for name in differing)
                 raise EmbedError(f"machines have other encoders under the same name: {described}")
+            # its process ends with the actor, also in the middle of a shard
+            weakref.finalize(self, engine.__exit__)
             self._engine = engine
         receipts = list[Receipt]()
         self._engine.run([Shard.from_json(line)], lambda _: None, receipts.append)
@@ -214,7 +225,13 @@ def _answer(what: Callable[[], Mapping[str, Any]]) -> str:
         return json.dumps({"failed": f"{error} (on {platform.node()})", "kind": type(error).__name__})
 
 
-def _found(answer: str) -> dict[str, Any]:
+def found_of(answer: str) -> dict[str, Any]:
+    """What an actor gives, as fields of a receipt or of settings.
+
+    Raises:
+        LlmCompressionError: It gave an error instead, which has the class and the words that it has on one machine, and
+            the machine's name.
+    """
     says = json.loads(answer)
     if "failed" in says:
         raise error_of(says["failed"], says["kind"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import socket
@@ -13,11 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from llm_compression.embed.run import embed
 from tests.engines.runs import MODEL, ROWS, SHARD_ROWS, SITE, data_set, program
+from tests.text_models import TINY_CLIP, write_text_model
 
 
 def command(source: Path, out: Path, *more: str) -> list[str]:
@@ -35,11 +40,11 @@ def cluster() -> Iterator[str]:
         port = free.getsockname()[1]
     options = ["--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=3"]
     options += ["--include-dashboard=false", "--disable-usage-stats"]
-    ray = str(Path(sys.executable).with_name("ray"))
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    process = subprocess.Popen([ray, "start", *options], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([*ray, "start", *options], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     assert any("Ray runtime started" in line for line in process.stdout)
     yield f"127.0.0.1:{port}"
@@ -52,20 +57,16 @@ def cluster() -> Iterator[str]:
     patch.undo()
 
 
-@pytest.mark.requirement("37.1")
 def test_ray_writes_the_bytes_of_the_engine_local(listed: Path, local: Path, tmp_path: Path) -> None:
-    """37.1: WHERE the engine is `ray`, THE Package SHALL write the files that the engine `local` writes at as many
-    threads, byte for byte; here by two actors of a cluster that the command starts."""
+    """37.1 and a cluster that the command starts: two actors write the bytes of the engine local."""
     ended = program(*command(listed, tmp_path / "out"))
     assert ended.returncode == 0, ended.stderr
     assert "error       1 rows: missing" in ended.stdout
     assert data_set(tmp_path / "out") == data_set(local)
 
 
-@pytest.mark.requirement("37.2")
 def test_an_actor_that_is_killed_loses_no_row(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """37.2: IF an actor of Ray dies while it embeds, THEN THE Package SHALL embed its shard by another, and write the
-    same bytes."""
+    """37.1 and 37.3: an actor that dies while it embeds costs no row and changes no byte, as another gets its shard."""
     out = tmp_path / "out"
     with subprocess.Popen(
         [sys.executable, *command(listed, out, "--address", cluster)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -84,6 +85,22 @@ def test_an_actor_that_is_killed_loses_no_row(listed: Path, local: Path, tmp_pat
     assert data_set(out) == data_set(local)
 
 
+def test_ray_embeds_texts_beside_images(tmp_path: Path, cluster: str) -> None:
+    """37.1 and a text column: both towers of a CLIP, the bytes of the engine local."""
+    model = write_text_model(tmp_path / "clip", TINY_CLIP)
+    picture = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(picture, "png")
+    table = {"image": [picture.getvalue(), b"no picture", None, picture.getvalue()] * 2}
+    pq.write_table(pa.table({**table, "caption": ["a red cat", "the dog", "", None] * 2}), tmp_path / "rows.parquet")
+    rows, local = tmp_path / "rows.parquet", tmp_path / "local"
+    wanted = embed([rows], local, model, text_column="caption", shard_rows=3, workers=1, threads=1)
+    more = ["--address", cluster, "--text-column", "caption", "--model", str(model), "--shard-rows", "3"]
+    ended = program(*command(rows, tmp_path / "out", *more))
+    assert ended.returncode == 0, ended.stderr
+    assert (wanted.embedded, wanted.embedded_texts, wanted.failed) == (4, 4, 6)
+    assert data_set(tmp_path / "out") == data_set(local)
+
+
 def actors_of(out: Path) -> list[psutil.Process]:
     """The processes of Ray whose own processes write to a data set."""
     found = list[psutil.Process]()
@@ -97,10 +114,8 @@ def actors_of(out: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.requirement("37.3")
 def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: Path) -> None:
-    """37.3: IF a row ends the process that decodes it under `ray`, THEN THE Package SHALL give that row the code
-    `crashed`, and the other rows their embeddings."""
+    """37.2 and a real cluster: the row is `crashed`, and the other rows have their embeddings."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     (tmp_path / "crash.png").touch()
@@ -115,10 +130,8 @@ def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: 
     assert "SIGSEGV" in rows[2]["error_message"]
 
 
-@pytest.mark.requirement("37.4", "37.5")
 def test_what_is_done_is_done_whatever_the_engine(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """37.4: WHEN a run that one engine began is started again by the other, THE Package SHALL make the shards that are
-    missing alone; 37.5: the errors of a cluster's workers have the classes and words that they have on one machine."""
+    """37.3 in both directions; 37.5 and 37.7: what a cluster's workers lack is said as on one machine."""
     out = tmp_path / "out"
     out.mkdir()
     kept = sorted(local.iterdir())[:-2]

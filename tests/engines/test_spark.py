@@ -23,11 +23,9 @@ spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "fals
 """
 
 
-@pytest.mark.requirement("37.6")
 @pytest.mark.parametrize("images", ["path", "binary"])
 def test_spark_gives_the_rows_of_embed_batches(listed: Path, tmp_path: Path, images: str) -> None:
-    """37.6: WHEN the function of `map_in_arrow` is given to Spark's `mapInArrow`, THE Package SHALL give the rows of
-    `embed_batches`, whatever the partitions: by the block of the page, on two tasks."""
+    """37.8 in Spark: the block of the page gives the rows of `embed_batches`, whatever the partitions; on two tasks."""
     blocks, _ = blocks_and_prose((ROOT / "docs" / "embed.md").read_text(encoding="utf-8"))
     (block,) = [each.text for each in blocks if "mapInArrow" in each.text]
     names = [Path(name) for name in listed.read_text().split()]

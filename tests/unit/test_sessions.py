@@ -169,11 +169,23 @@ def test_what_the_sessions_leave_is_judged_behind_them() -> None:
     sessions = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
     calls = [node for node in ast.walk(ast.Module(sessions, [])) if isinstance(node, ast.Call)]
     named = {ast.unparse(call.args[0]).strip("'") for call in calls if ast.unparse(call.func) == "evidence"}
-    assert named == {"tests", "parity", "engines", "gates", "gates_gpu", "collected"}
+    assert named == {"tests", "parity", "gates", "gates_gpu", "collected"}
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     sessions_run = [line for line in lines if "nox -s" in line]
     judged = sessions_run.index("python -m nox -s spec -- --strict --write")
-    assert {"tests", "parity", "engines", "gates"} <= set(" ".join(sessions_run[:judged]).split())
+    assert {"tests", "parity", "gates"} <= set(" ".join(sessions_run[:judged]).split())
     assert any(line.startswith("python -m nox -s mutants") for line in sessions_run)
     # its status of its own would hide what comes after it
     assert "nox -s regression -- --base HEAD~1 --confirm" in sessions_run[-1]
+
+
+@pytest.mark.requirement("12.8")
+def test_what_a_commit_does_not_wait_for_is_run_by_the_workflow() -> None:
+    """12.8: sessions that take long, or need what a machine may lack, are jobs of their own."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^ +session: \[(.*)\]$", workflow, re.MULTILINE)
+    beside = set(listed.split(", "))
+    assert beside == {"mutants", "processors", "lowest", "engines"}
+    assert beside <= set(SESSIONS)
+    for_a_commit = re.findall(r"nox -s ([^-\n&|]*)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert {"engines", "lowest"}.isdisjoint(" ".join(for_a_commit).split())

@@ -58,7 +58,7 @@ def cluster() -> Iterator[str]:
 
 
 def test_ray_writes_the_bytes_of_the_engine_local(listed: Path, local: Path, tmp_path: Path) -> None:
-    """37.1 and a cluster that the command starts: two actors write the bytes of the engine local."""
+    """38.1 and a cluster that the command starts: two actors write the bytes of the engine local."""
     ended = program(*command(listed, tmp_path / "out"))
     assert ended.returncode == 0, ended.stderr
     assert "error       1 rows: missing" in ended.stdout
@@ -66,7 +66,7 @@ def test_ray_writes_the_bytes_of_the_engine_local(listed: Path, local: Path, tmp
 
 
 def test_an_actor_that_is_killed_loses_no_row(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """37.1 and 37.3: an actor that dies while it embeds costs no row and changes no byte, as another gets its shard."""
+    """38.1 and 38.3: an actor that dies while it embeds costs no row and changes no byte, as another gets its shard."""
     out = tmp_path / "out"
     with subprocess.Popen(
         [sys.executable, *command(listed, out, "--address", cluster)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -86,7 +86,7 @@ def test_an_actor_that_is_killed_loses_no_row(listed: Path, local: Path, tmp_pat
 
 
 def test_ray_embeds_texts_beside_images(tmp_path: Path, cluster: str) -> None:
-    """37.1 and a text column: both towers of a CLIP, the bytes of the engine local."""
+    """38.1 and a text column: both towers of a CLIP, the bytes of the engine local."""
     model = write_text_model(tmp_path / "clip", TINY_CLIP)
     picture = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(picture, "png")
@@ -115,7 +115,7 @@ def actors_of(out: Path) -> list[psutil.Process]:
 
 
 def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: Path) -> None:
-    """37.2 and a real cluster: the row is `crashed`, and the other rows have their embeddings."""
+    """38.2 and a real cluster: the row is `crashed`, and the other rows have their embeddings."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     (tmp_path / "crash.png").touch()
@@ -131,7 +131,7 @@ def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: 
 
 
 def test_what_is_done_is_done_whatever_the_engine(listed: Path, local: Path, tmp_path: Path, cluster: str) -> None:
-    """37.3 in both directions; 37.5 and 37.7: what a cluster's workers lack is said as on one machine."""
+    """38.3 in both directions; 38.5 and 38.7: what a cluster's workers lack is said as on one machine."""
     out = tmp_path / "out"
     out.mkdir()
     kept = sorted(local.iterdir())[:-2]

@@ -54,7 +54,7 @@ def assert_same_rows(found: pa.Table, wanted: pa.Table, vectors: str) -> None:
 
 @pytest.mark.parametrize("images", ["path", "binary"])
 def test_spark_gives_the_rows_of_embed_batches(listed: Path, tmp_path: Path, images: str) -> None:
-    """37.8 in Spark: the block of the page gives the rows of `embed_batches`, whatever the partitions."""
+    """38.8 in Spark: the block of the page gives the rows of `embed_batches`, whatever the partitions."""
     names = [Path(name) for name in listed.read_text().split()]
     column = pa.array(map(str, names))
     if images == "binary":
@@ -67,7 +67,7 @@ def test_spark_gives_the_rows_of_embed_batches(listed: Path, tmp_path: Path, ima
 
 
 def test_spark_gives_texts_beside_images(listed: Path, tmp_path: Path) -> None:
-    """37.8 in Spark, of images and texts."""
+    """38.8 in Spark, of images and texts."""
     model = write_text_model(tmp_path / "clip", TINY_CLIP)
     texts = ["a red cat", "the dog", "", None] * (ROWS // 4)
     table = pa.table({"n": list(range(ROWS)), "image": listed.read_text().split(), "caption": texts})

@@ -91,10 +91,10 @@ def files(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.requirement("37.1", "37.3")
+@pytest.mark.requirement("38.1", "38.3")
 def test_an_actor_writes_the_files_of_the_engine_local(clip: Path, tmp_path: Path) -> None:
-    """37.1: WHEN an actor of the engine `ray` is handed a shard, THE Package SHALL write the file that the engine
-    `local` writes at the same threads, byte for byte; 37.3: WHEN a run that one engine began is started again by the
+    """38.1: WHEN an actor of the engine `ray` is handed a shard, THE Package SHALL write the file that the engine
+    `local` writes at the same threads, byte for byte; 38.3: WHEN a run that one engine began is started again by the
     other, THE Package SHALL make the shards that are missing alone. Images and texts, some of which are none."""
     pq.write_table(captioned(), tmp_path / "rows.parquet")
     options: dict[str, Any] = {"text_column": "caption", "shard_rows": 2, "workers": 1, "threads": 1}
@@ -118,11 +118,11 @@ def test_an_actor_writes_the_files_of_the_engine_local(clip: Path, tmp_path: Pat
     assert sum(receipt.failed for receipt in receipts) == 3
 
 
-@pytest.mark.requirement("37.2")
+@pytest.mark.requirement("38.2")
 def test_a_row_that_ends_an_actors_process_costs_itself_alone(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """37.2: IF a row ends the process that an actor embeds it by, THEN THE Package SHALL give that row the code
+    """38.2: IF a row ends the process that an actor embeds it by, THEN THE Package SHALL give that row the code
     `crashed`, and the other rows their embeddings."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
@@ -142,9 +142,9 @@ def test_a_row_that_ends_an_actors_process_costs_itself_alone(
     assert len(other["embedding"]) == settings.dimension
 
 
-@pytest.mark.requirement("37.4")
+@pytest.mark.requirement("38.4")
 def test_a_machine_with_another_encoder_is_refused(photo: Path, tmp_path: Path) -> None:
-    """37.4: IF an actor's encoder is not that of the first worker, THEN THE Package SHALL raise EmbedError with the
+    """38.4: IF an actor's encoder is not that of the first worker, THEN THE Package SHALL raise EmbedError with the
     difference, and write nothing."""
     job = job_of(MODEL, tmp_path / "out")
     (tmp_path / "out").mkdir()
@@ -156,9 +156,9 @@ def test_a_machine_with_another_encoder_is_refused(photo: Path, tmp_path: Path) 
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.requirement("37.5")
+@pytest.mark.requirement("38.5")
 def test_an_actors_error_is_that_of_the_engine_local(tmp_path: Path) -> None:
-    """37.5: IF an actor meets an error of a source or of a file, THEN THE Package SHALL raise it in the class and the
+    """38.5: IF an actor meets an error of a source or of a file, THEN THE Package SHALL raise it in the class and the
     words that the engine `local` raises it in, with the name of the machine; the actor is there for another shard."""
     job = job_of(MODEL, tmp_path / "out")
     settings = settings_of(job)
@@ -179,11 +179,11 @@ def test_an_actors_error_is_that_of_the_engine_local(tmp_path: Path) -> None:
             assert str(of_an_actor.value) == f"{locally.value} (on {os.uname().nodename})"
 
 
-@pytest.mark.requirement("37.6")
+@pytest.mark.requirement("38.6")
 def test_what_an_engine_lacks_is_named(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """37.6: IF Ray is not installed, or an engine or an address is asked for that there is not, THEN THE Package SHALL
+    """38.6: IF Ray is not installed, or an engine or an address is asked for that there is not, THEN THE Package SHALL
     raise an error that names the extra, or what there is."""
     out = tmp_path / "out"
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -202,9 +202,9 @@ def test_what_an_engine_lacks_is_named(
     assert not out.exists()
 
 
-@pytest.mark.requirement("37.7")
+@pytest.mark.requirement("38.7")
 def test_what_a_cluster_lacks_is_named(tmp_path: Path) -> None:
-    """37.7: IF no machine of a cluster has the threads or the device that are asked for, THEN THE Package SHALL raise
+    """38.7: IF no machine of a cluster has the threads or the device that are asked for, THEN THE Package SHALL raise
     ConfigError with what there is; otherwise there are as many workers as it has room for, a processor left free."""
     job = replace(job_of(MODEL, tmp_path), threads=None)
     machines: list[Mapping[str, float]] = [{"CPU": 8.0}, {"CPU": 3.0, "GPU": 1.0}, {}]
@@ -228,9 +228,9 @@ def test_a_data_set_elsewhere_is_refused(photo: Path, tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-@pytest.mark.requirement("37.1")
+@pytest.mark.requirement("38.1")
 def test_a_shard_goes_to_its_worker_with_its_own_paths(tmp_path: Path) -> None:
-    """37.1: what an engine hands out names the same file and the same rows, and no path of another shard."""
+    """38.1: what an engine hands out names the same file and the same rows, and no path of another shard."""
     (tmp_path / "list.txt").write_text("\n".join(f"{row}.png" for row in range(10)))
     shards = plan_shards(find_sources([tmp_path / "list.txt"]).fragments, Settings("", {}, 32, "float32"), 4)
     sent = [Shard.from_json(shard.to_json()) for shard in shards]
@@ -242,12 +242,12 @@ def test_a_shard_goes_to_its_worker_with_its_own_paths(tmp_path: Path) -> None:
     assert [shard.stop - shard.start for shard in sent] == [4, 4, 2]
 
 
-@pytest.mark.requirement("37.8")
+@pytest.mark.requirement("38.8")
 @pytest.mark.parametrize(("column", "text_column"), [("image", None), ("image", "caption"), (None, "caption")], ids=str)
 def test_the_function_for_spark_gives_the_rows_of_embed_batches(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str | None, text_column: str | None
 ) -> None:
-    """37.8: WHEN the function of `map_in_arrow` is given record batches as Spark's `mapInArrow` gives them, THE Package
+    """38.8: WHEN the function of `map_in_arrow` is given record batches as Spark's `mapInArrow` gives them, THE Package
     SHALL give the rows of `embed_batches`, of images, of texts and of both, with lists for vectors."""
     monkeypatch.setenv("LLM_COMPRESSION_NUM_THREADS", "1")
     model = clip if column else write_text_model(tmp_path / "bert", TINY_BERT)

@@ -36,7 +36,7 @@ GUIDES: Final = ("quickstart", "convert", "encode", "classify", "find", "gate", 
 NOT_RUN: Final[dict[str, str]] = {
     f"docs/gate-a-project.md:{line}": f"tests/unit/{test}.py runs it in a repository of its own"
     for line, test in ((35, "test_paired_project"), (58, "test_duets"), (82, "test_paired_project"))
-}
+} | {"docs/embed.md:84": "tests/engines/test_spark.py runs it in a Spark of its own"}
 SHELLS: Final = ("sh",)
 LANGUAGES: Final = {"python", "markdown", "{eval-rst}", "{toctree}", *SHELLS}
 READER: Final = "weight-format.md"

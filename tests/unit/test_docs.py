@@ -86,8 +86,10 @@ def desk(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytest
     # a block that is the test of a gate runs here too
     pytestconfig.addinivalue_line("markers", "metric(name): the test measures the gates of this metric")
     for found in prepared.iterdir():
-        # what a page writes into is its own
-        if found.name in ("models", "reports"):
+        # what a page writes is its own
+        if found.is_file():
+            shutil.copy(found, tmp_path / found.name)
+        elif found.name in ("models", "reports"):
             shutil.copytree(found, tmp_path / found.name)
         else:
             (tmp_path / found.name).symlink_to(found)

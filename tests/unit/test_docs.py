@@ -230,6 +230,16 @@ def test_every_session_that_is_named_exists() -> None:
     assert named <= sessions
 
 
+def test_the_page_for_contributors_has_what_a_commit_must_pass() -> None:
+    """Its table has the sessions that `.ci/run` runs, in their order."""
+    commands = re.findall(r"nox -s ([\w ]+)", re.sub(r"^#.*", "", read(ROOT / ".ci" / "run"), flags=re.MULTILINE))
+    wanted = [name for command in commands for name in command.split()]
+    table = read(DOCS / "work-on-this-project.md").partition("## What a commit must pass")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert [name for cell in cells for name in re.findall(r"`(\w+)", cell)] == wanted
+    assert wanted[0] == "tests"
+
+
 @pytest.mark.requirement("31.1")
 def test_the_pages_are_there_and_in_the_navigation() -> None:
     """31.1: THE Package SHALL have below `docs` a quickstart, a guide for each of conversion, encoding, classification,

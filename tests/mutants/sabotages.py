@@ -278,7 +278,7 @@ SABOTAGES: Final = (
     Sabotage(
         "a gate deleted",
         (Edit("benchmarks/gates/test_memory.py"),),
-        _tests("tests/unit/test_gates.py"),
+        _tests("tests/unit/test_gates.py::test_every_gate_of_the_spec_has_exactly_one_test"),
         "memory-b16",
     ),
     Sabotage(

@@ -55,6 +55,10 @@ NOT_RUN: Final[dict[str, str]] = {
         ("# turns.py", "test_duets"),
         ("# gate.py", "test_paired_project"),
     )
+} | {
+    "docs/embed.md: from llm_compression.embed.spark import NEW_COLUMNS, map_in_arrow": (
+        "tests/engines/test_spark.py runs it in a Spark of its own"
+    )
 }
 SHELLS: Final = ("sh",)
 LANGUAGES: Final = {"python", "markdown", "{eval-rst}", "{toctree}", *SHELLS}

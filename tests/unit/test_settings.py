@@ -62,6 +62,18 @@ def _frozen(setting: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _medium_products() -> Iterator[None]:
+    """Its counterpart in PyTorch writes a precision where there was none."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends.cuda.matmul, _MKLDNN.matmul):
+            backend.fp32_precision = "none"
+
+
 SETTINGS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "float16": lambda: _set(torch.set_default_dtype, torch.float16, torch.float32),
     "bfloat16": lambda: _set(torch.set_default_dtype, torch.bfloat16, torch.float32),
@@ -72,7 +84,7 @@ SETTINGS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "gradients": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
-    "medium products": lambda: _set(torch.set_float32_matmul_precision, "medium", "highest"),
+    "medium products": _medium_products,
     "deterministic": lambda: _set(torch.use_deterministic_algorithms, True, False),
     "numpy raises": lambda: np.errstate(all="raise"),
     "products of all backends": lambda: _attribute(torch.backends, "fp32_precision", "bf16"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -67,7 +68,8 @@ def lowest_versions() -> list[str]:
         *(each for extra in project["optional-dependencies"].values() for each in extra),
     ]
     stated += nox.project.dependency_groups(PROJECT, "types")
-    return sorted({requirement.replace(">=", "==") for requirement in stated if ">=" in requirement})
+    found = {re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\w.]+)(?:,.*)?", requirement) for requirement in stated}
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in found if bound})
 
 
 def run_python(session: nox.Session, *arguments: str, success_codes: Iterable[int] = (0,)) -> None:
@@ -114,6 +116,13 @@ def tests(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare with transformers: configurations, images and checkpoints, none of them downloaded."""
     run_python(session, "-m", "pytest", "tests/parity", *WORKERS, *evidence("parity"), *session.posargs)
+
+
+@nox.session(default=False)
+def engines(session: nox.Session) -> None:
+    """Embed by Ray and by Spark on this machine, with one actor killed; needs Java 17 or newer."""
+    install(session, "-e", ".[engines]", torch=True)
+    session.run("python", "-m", "pytest", *(session.posargs or ("tests/engines",)))
 
 
 @nox.session(default=False)

@@ -187,6 +187,13 @@ def _add_embed(subparsers: Any) -> None:
         default=600,
         help="seconds without progress that end a worker (default: %(default)s)",
     )
+    embed.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine, or of a Ray cluster (default: %(default)s)",
+    )
+    embed.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS, or a new one on this machine)")
     embed.add_argument("--max-errors", metavar="N|P%", help="end the run when more rows than this have failed")
     embed.add_argument("--strict", action="store_true", help="exit with 1 if one row has failed")
     embed.add_argument(

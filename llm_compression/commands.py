@@ -151,6 +151,8 @@ def embed(options: argparse.Namespace) -> int:
         workers=options.workers,
         threads=options.threads,
         timeout=options.timeout,
+        engine=options.engine,
+        address=options.address,
         max_errors=None if options.max_errors is None else ErrorLimit.parse(options.max_errors),
         retry_errors=() if retry is None else PASSING if not retry else tuple(retry.split(",")),
         replace_changed=options.replace_changed,

@@ -1,4 +1,4 @@
-"""Opening a model by what its weight file says it is: the one file that knows every encoder."""
+"""Opening a model by what its weight file says it is: beside `embed.encoders` the one file that knows every encoder."""
 
 from __future__ import annotations
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llm_compression.convert import config_keys
 from llm_compression.convert.key_maps import OPENAI
 from llm_compression.convert.preprocessing import square
 from llm_compression.convert.tensor_files import read_json
-from llm_compression.errors import CheckpointError
+from llm_compression.errors import CheckpointError, ConfigError
 from llm_compression.multimodal.vision_config import VisionConfig
+from llm_compression.text.text_config import TextConfig
+
+ConfigT = TypeVar("ConfigT", VisionConfig, TextConfig)
 
 # Classes of transformers by whether they have a visual projection.
 ARCHITECTURES: Final[Mapping[str, bool]] = {
@@ -123,7 +126,7 @@ def from_huggingface(file: Path, has_projection: bool, overrides: Mapping[str, A
             "such a file as 'quick_gelu'; if that is what the model was trained with, pass "
             "overrides={'hidden_act': 'quick_gelu'} (on the command line, --hidden-act quick_gelu)"
         )
-    return VisionConfig(**found)
+    return made(VisionConfig, found, file, overrides, {field: key for field, key, _ in _HUGGINGFACE_KEYS})
 
 
 def from_open_clip(file: Path, overrides: Mapping[str, Any]) -> VisionConfig:
@@ -174,7 +177,8 @@ def from_open_clip(file: Path, overrides: Mapping[str, Any]) -> VisionConfig:
     }
     if found["projection_dim"] is None:
         raise CheckpointError(f"{file}: model_cfg has no embed_dim, expected the width of the embedding")
-    return VisionConfig(**(found | dict(overrides)))
+    keys = {"hidden_size": "vision_cfg.width", "num_layers": "vision_cfg.layers", "projection_dim": "embed_dim"}
+    return made(VisionConfig, found | dict(overrides), file, overrides, keys)
 
 
 def from_shapes(
@@ -227,6 +231,33 @@ def from_shapes(
             "(on the command line, --hidden-act and --num-heads)"
         )
     return VisionConfig(**found)
+
+
+def made(
+    config_class: type[ConfigT],
+    values: Mapping[str, Any],
+    file: Path,
+    overrides: Mapping[str, Any],
+    keys: Mapping[str, str],
+) -> ConfigT:
+    """The configuration of some values.
+
+    Args:
+        config_class: VisionConfig or TextConfig.
+        values: Value by field.
+        file: The file that they come from, for messages.
+        overrides: Fields that do not come from the file.
+        keys: The key of the file by field, where it has another name.
+
+    Raises:
+        CheckpointError: A value is invalid; with the file and the key, or the argument, that it comes from.
+    """
+    try:
+        return config_class(**values)
+    except ConfigError as error:
+        field, _, reason = str(error).partition(":")
+        where = f"overrides: {field}" if field in overrides else f"{file}: {keys.get(field, field)}"
+        raise CheckpointError(f"{where}:{reason}") from error
 
 
 def nested_config(

@@ -276,6 +276,7 @@ def _read(
         elif dtype is not None and not torch.isfinite(tensor).all():
             not_finite.append(f"{name} (from {entry.source}: finite there, but too large for {dtype})")
         yield name, tensor
+    checkpoint.require_unchanged()
     if not_finite:
         raise CheckpointError(
             f"{checkpoint.files[0].parent}: {len(not_finite)} tensors hold NaN or infinite weights: "

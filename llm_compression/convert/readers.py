@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -59,6 +59,7 @@ class Checkpoint:
         tokenizer: What turns a text into its input; None for an image tower, or where there is none.
         settings: Activation, pooling and tokenizer, each with the file or the argument that it came from.
         notes: What a user should know: settings that took the place of others, and what could not be tried.
+        states: What changes when one of its files is written, by file, as it was before any was read.
     """
 
     family: Family
@@ -71,6 +72,17 @@ class Checkpoint:
     tokenizer: TokenizerSource | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    states: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
+
+    def require_unchanged(self) -> None:
+        """Refuse a checkpoint that was written while it was read, of which a part may be that of another.
+
+        Raises:
+            CheckpointError: A file of it changed or is gone since it was opened.
+        """
+        now = file_states(self.states)
+        if changed := sorted(str(file) for file, state in self.states.items() if now.get(file) != state):
+            raise CheckpointError(f"{', '.join(changed)}: changed while the checkpoint was read, expected it whole")
 
 
 @contextmanager
@@ -109,11 +121,12 @@ def open_checkpoint(
     root = path if path.is_dir() else path.parent
     files = _weight_files(transformer_directory(path) if path.is_dir() else path)
     directory = files[0].parent
+    states = file_states((*files, *(file for place in {root, directory} for file in _beside(place))))
     with open_tensors(files) as tensors:
         _unwrap(tensors, files[0])
         family = _family(tensors, files[0])
         _reject_unsupported(tensors, files[0])
-        opened = Checkpoint(family, name, revision, files, VisionConfig(), None, tensors)
+        opened = Checkpoint(family, name, revision, files, VisionConfig(), None, tensors, states=states)
         try:
             if family in ("bert", "bert_prefixed"):
                 _require_fields(overrides, TextConfig)
@@ -124,6 +137,24 @@ def open_checkpoint(
         except ConfigError as error:
             raise CheckpointError(f"{directory}: {error}") from error
         yield checkpoint
+
+
+def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    """What changes when a file is written or replaced, for each that is there."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            state = file.stat()
+        except OSError:
+            continue  # whoever reads it says why it cannot
+        found[file] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    return found
+
+
+def _beside(directory: Path) -> Iterator[Path]:
+    """The files of a directory, and of those in it, that may say something of a checkpoint."""
+    for pattern in ("*.json", "*.txt", "*/*.json"):
+        yield from directory.glob(pattern)
 
 
 def _text_encoder(opened: Checkpoint, root: Path, directory: Path, overrides: Mapping[str, Any]) -> Checkpoint:

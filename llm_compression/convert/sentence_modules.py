@@ -90,7 +90,7 @@ def pooling(root: Path) -> str | None:
     values = read_json(file)
     config_keys.refuse_unknown(file, values, ("pooling_mode", *_POOLING_KEYS), config_keys.POOLING)
     mode: Any = values.get("pooling_mode")
-    if mode is None:
+    if "pooling_mode" not in values:
         on = [key for key in values if key in _POOLING_KEYS and values[key]]
         mode = _POOLING_KEYS[on[0]] if len(on) == 1 else on
         if not any(key in values for key in _POOLING_KEYS):
@@ -102,21 +102,21 @@ def pooling(root: Path) -> str | None:
     return str(mode)
 
 
-def sentence_settings(directory: Path) -> dict[str, Any]:
-    """The settings of a module Transformer, empty where there are none.
+def _stated_length(directory: Path) -> tuple[str, Any]:
+    """The length that a module Transformer states, and where; None where it states none.
 
     Raises:
-        CheckpointError: One of them changes a row in a way that is not supported.
+        CheckpointError: A setting of the module changes a row in a way that is not supported.
     """
     file = next((directory / name for name in _SENTENCE_FILES if (directory / name).is_file()), None)
     if file is None:
-        return {}
+        return "", None
     values = read_json(file)
     if values.get("do_lower_case"):
         raise CheckpointError(f"{file}: do_lower_case: true, expected the tokenizer to do it")
     supported, read = config_keys.SENTENCE_BERT_SUPPORTED, ("max_seq_length", "do_lower_case")
     config_keys.refuse_unknown(file, values, read, config_keys.SENTENCE_BERT, supported)
-    return values
+    return f"{file}: max_seq_length", values.get("max_seq_length")
 
 
 def max_length(directory: Path, positions: int, *, settings: bool = True) -> int:
@@ -130,14 +130,16 @@ def max_length(directory: Path, positions: int, *, settings: bool = True) -> int
     Raises:
         CheckpointError: A file says something that is not supported.
     """
-    stated = sentence_settings(directory).get("max_seq_length") if settings else None
+    where, stated = _stated_length(directory) if settings else ("", None)
     file = directory / "tokenizer_config.json"
     if stated is None and file.exists():
-        stated = read_json(file).get("model_max_length")
+        where, stated = f"{file}: model_max_length", read_json(file).get("model_max_length")
     # the limit that transformers writes where there is none is no whole number of its file format
-    if not isinstance(stated, int) or isinstance(stated, bool) or stated > _NO_LIMIT:
-        stated = positions
-    return int(min(stated, positions))
+    if stated is None or (isinstance(stated, int | float) and stated > _NO_LIMIT):
+        return positions
+    if not isinstance(stated, int) or isinstance(stated, bool):
+        raise CheckpointError(f"{where}: {stated!r}, expected a whole number")
+    return min(stated, positions)
 
 
 def _check_prompts(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import warnings
@@ -18,6 +17,7 @@ import torch
 
 from llm_compression.convert import wrappers
 from llm_compression.errors import CheckpointError
+from llm_compression.json_text import parsed
 
 INSTALL: Final = "pip install 'llm-compression[convert]'"
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
@@ -187,8 +187,8 @@ def read_json_list(path: Path) -> list[Any]:
 def _read_json(path: Path) -> Any:
     refuse_pointer(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of a file that is nested too deep
+        return parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
 
 
@@ -197,6 +197,7 @@ def _add_safetensors(store: TensorStore, path: Path, stack: ExitStack) -> None:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CheckpointError(f"{path}: reading it needs the safetensors library: {INSTALL}") from error
+    _require_names_once(path)
     try:
         file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
         for name in file.keys():  # noqa: SIM118 - a handle, not a dictionary
@@ -208,6 +209,21 @@ def _add_safetensors(store: TensorStore, path: Path, stack: ExitStack) -> None:
             )
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from error
+
+
+def _require_names_once(path: Path) -> None:
+    """Hold the header against names that stand there twice, of which the library takes the last."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if size <= path.stat().st_size else b""
+    except OSError:
+        return  # the library says why it cannot be read
+    if header:
+        try:
+            parsed(header)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from error
 
 
 def _safetensors_reader(file: Any, name: str) -> Callable[[], torch.Tensor]:

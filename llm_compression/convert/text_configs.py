@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_compression.convert import config_keys
-from llm_compression.convert.checkpoint_config import nested_config
+from llm_compression.convert.checkpoint_config import made, nested_config
 from llm_compression.convert.sentence_modules import max_length, pooling
 from llm_compression.convert.tensor_files import read_json
 from llm_compression.errors import CheckpointError
@@ -88,7 +88,7 @@ def bert_from_huggingface(root: Path, directory: Path, overrides: Mapping[str, A
             f"{root}: nothing says how tokens are pooled (no modules.json of sentence-transformers), expected "
             "overrides={'pooling': 'mean' or 'cls'}"
         )
-    return TextConfig(model_type=BERT, **found)
+    return made(TextConfig, {"model_type": BERT, **found}, file, overrides, _KEYS)
 
 
 def clip_text_from_huggingface(file: Path, overrides: Mapping[str, Any], *, in_modules: bool = False) -> TextConfig:
@@ -119,14 +119,17 @@ def clip_text_from_huggingface(file: Path, overrides: Mapping[str, Any], *, in_m
         )
     text = {**_CLIP_DEFAULTS, **text}
     eos, positions = _end_token(values, file, text), text["max_position_embeddings"]
-    return TextConfig(
-        model_type=CLIP_TEXT,
+    limit = max_length(file.parent, positions, settings=in_modules) if isinstance(positions, int) else positions
+    found = {
+        "model_type": CLIP_TEXT,
         **{field: text[key] for field, key in _KEYS.items()},
-        pooling="argmax" if eos == _OLD_EXPORT_EOS else "eos",
-        eos_token_id=None if eos == _OLD_EXPORT_EOS else eos,
-        max_length=max_length(file.parent, positions, settings=in_modules) if isinstance(positions, int) else positions,
-        projection_dim=values.get("projection_dim", 512),
-    )
+        "pooling": "argmax" if eos == _OLD_EXPORT_EOS else "eos",
+        "eos_token_id": None if eos == _OLD_EXPORT_EOS else eos,
+        "max_length": limit,
+        "projection_dim": values.get("projection_dim", 512),
+    }
+    given = {field: value for field, value in overrides.items() if field == "hidden_act"}
+    return made(TextConfig, found, file, given, _KEYS)
 
 
 def _end_token(values: Mapping[str, Any], file: Path, text: Mapping[str, Any]) -> Any:

@@ -17,15 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from llm_compression.embed.shards import Receipt, Settings, Shard
 from llm_compression.errors import EmbedError, LlmCompressionError, SourceChangedError, SourceError
+from llm_compression.inference.threads import available_cpus
 
 # The one name by which a process is told how many threads it may have.
 _THREADS_VARIABLE: Final = "LLM_COMPRESSION_NUM_THREADS"
 _START_SECONDS: Final = 600.0
 _LONGEST_WAIT: Final = 1.0
+THREADS_MAX: Final = 4
 _KINDS: Final[Mapping[str, type[LlmCompressionError]]] = {
     kind.__name__: kind for kind in (SourceError, SourceChangedError)
 }
@@ -44,8 +46,9 @@ class Job:
         vector_type: Of the column ``embedding``.
         vector_dtype: Of its values.
         batch_size: Images of one pass.
-        threads: Of each worker.
+        threads: Of each worker; as the engine has room for unless given.
         timeout: Seconds without a row read or a shard written, after which a worker is taken for dead.
+        directory: What relative paths begin at, wherever a worker is.
         text_column: The column whose texts are embedded, or None.
     """
 
@@ -57,9 +60,34 @@ class Job:
     vector_type: str
     vector_dtype: str
     batch_size: int
-    threads: int
+    threads: int | None
     timeout: float
+    directory: str
     text_column: str | None = None
+
+
+class Engine(Protocol):
+    """What hands out shards, on whatever machines, and collects receipts. Nothing of a shard passes through it.
+
+    Attributes:
+        settings: What its workers say of their encoder.
+    """
+
+    settings: Settings
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(
+        self, shards: Iterable[Shard], on_rows: Callable[[int], None], on_receipt: Callable[[Receipt], bool | None]
+    ) -> None:
+        """As `LocalEngine.run`."""
+
+
+def error_of(message: str, kind: str) -> LlmCompressionError:
+    """The error that a worker reports by its words and the name of its class."""
+    return _KINDS.get(kind, EmbedError)(message)
 
 
 class _Worker:
@@ -73,6 +101,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            cwd=job.directory,
             env={**os.environ, _THREADS_VARIABLE: str(job.threads)},
             # an interrupt is for the process that hands out shards, which then ends the others
             start_new_session=True,
@@ -126,8 +155,8 @@ class LocalEngine:
     """Workers on this machine.
 
     Args:
-        job: What they are told.
-        workers: How many, each with the job's threads.
+        job: What they are told; of threads the processors, four at most, unless it has some.
+        workers: How many, each with the job's threads; as the processors have room for unless given.
 
     Attributes:
         settings: What the first worker says of its encoder.
@@ -136,8 +165,10 @@ class LocalEngine:
         EmbedError: A worker does not start; the message is that of its encoder.
     """
 
-    def __init__(self, job: Job, workers: int) -> None:
-        self._job, self._count = job, workers
+    def __init__(self, job: Job, workers: int | None) -> None:
+        processors = available_cpus()
+        threads = job.threads or min(processors, THREADS_MAX)
+        self._job, self._count = replace(job, threads=threads), workers or max(1, processors // threads)
         self._messages: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self._workers: list[_Worker] = []
         self.settings: Settings
@@ -218,8 +249,9 @@ class LocalEngine:
             if message is None:
                 how = worker.obituary(self._job.timeout)
                 self._bury(worker)
+                first, last = (shard.fragment.start + row for row in (shard.start, shard.stop))
                 raise EmbedError(
-                    f"{shard.name}: rows {shard.start} to {shard.stop} of {shard.fragment.uri}: {how}, though "
+                    f"{shard.name}: rows {first} to {last} of {shard.fragment.uri}: {how}, though "
                     "each part of it alone can be embedded; a smaller --batch-size or --shard-rows needs less memory"
                 )
             if "rows" not in message:
@@ -244,7 +276,7 @@ class LocalEngine:
                 self._bury(worker)
                 return how
             if "failed" in message:
-                raise self._error(worker, message)
+                raise self._freed(worker, message)
             if "alive" in message:
                 worker.shard = None
                 self._idle.append(worker)
@@ -311,12 +343,17 @@ class LocalEngine:
             on_rows(message["rows"])
             return False
         if "failed" in message:
-            raise self._error(worker, message)
+            raise self._freed(worker, message)
         worker.shard = None
         self._idle.append(worker)
         return bool(on_receipt(Receipt(**message["receipt"])))
 
+    def _freed(self, worker: _Worker, message: Mapping[str, Any]) -> LlmCompressionError:
+        """The error of a worker's shard; it lives, and takes another."""
+        error, worker.shard = self._error(worker, message), None
+        self._idle.append(worker)
+        return error
+
     def _error(self, worker: _Worker, message: Mapping[str, Any]) -> LlmCompressionError:
-        kind = _KINDS.get(message["kind"], EmbedError)
-        where = "" if worker.shard is None or kind is not EmbedError else f"{worker.shard.name}: "
-        return kind(f"{where}{message['failed']}")
+        where = worker.shard.name if worker.shard is not None and message["kind"] not in _KINDS else ""
+        return error_of(f"{where}: {message['failed']}" if where else message["failed"], message["kind"])

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, Literal, TextIO, get_args
 
 import pyarrow as pa
 
 from llm_compression.embed.encoders import embeds_images
-from llm_compression.embed.local import Job, LocalEngine
+from llm_compression.embed.local import Engine, Job, LocalEngine
 from llm_compression.embed.reasons import CODES, TEXT_CODES
 from llm_compression.embed.rows import ERROR, TEXT_PREFIX, carried_schema
 from llm_compression.embed.shards import (
@@ -30,12 +30,11 @@ from llm_compression.embed.shards import (
 from llm_compression.embed.sources import Sources, find_sources
 from llm_compression.embed.tables import VectorDtype, VectorType
 from llm_compression.errors import ConfigError, EmbedError, SourceError
-from llm_compression.inference.threads import available_cpus
 from llm_compression.progress import progress_bar
 
+EngineName = Literal["local", "ray"]
 SHARD_ROWS: Final = 1024
 TIMEOUT_SECONDS: Final = 600.0
-_THREADS_MAX: Final = 4
 _SHARD_NAME: Final = re.compile(r"\d{8}-[0-9a-f]{16}\.parquet")
 _PARTIAL: Final = re.compile(r"\.\d{8}-[0-9a-f]{16}\.parquet\.(\d+)\.[0-9a-f]+\.partial")
 
@@ -121,6 +120,8 @@ def embed(
     workers: int | None = None,
     threads: int | None = None,
     timeout: float = TIMEOUT_SECONDS,
+    engine: EngineName = "local",
+    address: str | None = None,
     max_errors: ErrorLimit | None = None,
     retry_errors: Sequence[str] = (),
     replace_changed: bool = False,
@@ -147,6 +148,9 @@ def embed(
         workers: Processes; as many as the processors have room for with their threads unless given.
         threads: Of each process; the processors, four at most, unless given.
         timeout: Seconds without progress after which a process is taken for dead.
+        engine: What hands out the shards: ``local``, processes of this machine, or ``ray``, those of a cluster, on
+            every machine of which ``inputs``, ``out`` and ``model`` are found under the same names.
+        address: Of a Ray cluster; a new one on this machine unless given.
         max_errors: More failed rows end the run; finished shards stay.
         retry_errors: Codes: shards that have rows with one of them are made again.
         replace_changed: Whether shards of a source that changed since are made again, and those of rows that are gone
@@ -165,15 +169,12 @@ def embed(
         ConfigError: An option is out of its range, or the model cannot embed what is asked for.
     """
     began = time.monotonic()
-    processors = available_cpus()
-    threads = min(processors, _THREADS_MAX) if threads is None else threads
-    workers = max(1, processors // max(1, threads)) if workers is None else workers
     _require(batch_size=batch_size, shard_rows=shard_rows, workers=workers, threads=threads, timeout=timeout)
     codes = dict.fromkeys((*CODES, *(() if text_column is None else TEXT_CODES)))
     if unknown := set(retry_errors) - set(codes):
         raise ConfigError(f"no error has the code {', '.join(sorted(unknown))}, expected some of {', '.join(codes)}")
     target = Path(out)
-    _require_directory(target)
+    _require_directory(out)
     with_images = embeds_images(model, text_column)
     if image_column is not None and not with_images:
         raise ConfigError(f"image column {image_column!r}: {os.fspath(model)} embeds texts alone")
@@ -192,10 +193,11 @@ def embed(
         batch_size,
         threads,
         timeout,
+        str(Path.cwd()),
         text_column,
     )
-    with LocalEngine(job, workers) as engine:
-        settings = engine.settings
+    with _open_engine(engine, job, workers, address) as opened:
+        settings = opened.settings
         shards = plan_shards(sources.fragments, settings, shard_rows)
         present = _present(target, settings)
         stale = sorted(present.keys() - {shard.name for shard in shards})
@@ -230,7 +232,7 @@ def embed(
                 return total.failed > limit
 
             with progress_bar(total=_rows_of(todo), label="embedding", unit="img", enabled=show_progress) as update:
-                engine.run(todo, update, on_receipt)
+                opened.run(todo, update, on_receipt)
             if len(finished) == len(shards):
                 for name in stale:
                     (target / name).unlink()
@@ -251,14 +253,29 @@ def embed(
     )
 
 
-def _require(**values: float) -> None:
+def _open_engine(name: str, job: Job, workers: int | None, address: str | None) -> Engine:
+    if name == "ray":
+        from llm_compression.embed.ray_engine import RayEngine
+
+        return RayEngine(job, workers, address)
+    if name != "local":
+        raise ConfigError(f"engine: {name!r}, expected one of {', '.join(get_args(EngineName))}")
+    if address is not None:
+        raise ConfigError(f"address: {address!r}, expected none, as the engine local is this machine")
+    return LocalEngine(job, workers)
+
+
+def _require(**values: float | None) -> None:
     for name, value in values.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise ConfigError(f"{name}: {value}, expected more than 0")
 
 
-def _require_directory(target: Path) -> None:
-    """Refuse a directory that holds anything but shards."""
+def _require_directory(out: str | os.PathLike[str]) -> None:
+    """Refuse a directory that holds anything but shards, and what is none of this machine's."""
+    if "://" in os.fspath(out):
+        raise EmbedError(f"{os.fspath(out)}: not a local directory, expected one, such as a mounted file system's")
+    target = Path(out)
     if not target.exists():
         return
     if not target.is_dir():

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -78,8 +78,12 @@ class Shard:
     crashed_texts: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line that `from_json` reads."""
-        return json.dumps(asdict(self))
+        """One line that `from_json` reads, with the paths of its own rows alone."""
+        if not self.fragment.paths:
+            return json.dumps(asdict(self))
+        paths = self.fragment.paths[self.start : self.stop]
+        own = replace(self.fragment, rows=len(paths), paths=paths, start=self.fragment.start + self.start)
+        return json.dumps(asdict(replace(self, fragment=own, start=0, stop=len(paths))))
 
     @classmethod
     def from_json(cls, text: str) -> Shard:
@@ -245,6 +249,7 @@ def embed_batches(
     text_column: str | None = None,
     normalize: bool = True,
     batch_size: int = 32,
+    vector_type: VectorType = "fixed_size_list",
 ) -> Iterator[pa.RecordBatch]:
     """A stream of record batches with their embeddings: one row out for each row in, in order.
 
@@ -257,11 +262,12 @@ def embed_batches(
         text_column: Name of the column of texts, if they are embedded.
         normalize: Whether each embedding gets unit length.
         batch_size: Images or texts of one pass.
+        vector_type: ``fixed_size_list`` or ``list``, the Arrow type of ``embedding`` and ``text_embedding``.
 
     Yields:
-        The batch with the columns ``embedding``, fixed_size_list<float>[dimension], ``error`` and ``error_message``
-        behind its own; a row without an embedding has a null and says why. Of texts: ``text_embedding``,
-        ``text_error`` and ``text_error_message``.
+        The batch with the columns ``embedding``, fixed_size_list<float>[dimension] unless it is a list, ``error`` and
+        ``error_message`` behind its own; a row without an embedding has a null and says why. Of texts:
+        ``text_embedding``, ``text_error`` and ``text_error_message``.
 
     Raises:
         SourceError: There is no such column, it holds no images or texts, or a column has one of the new names.
@@ -291,6 +297,7 @@ def embed_batches(
                     f"column {text_column!r} is {batch.schema.field(text_column).type}, expected {EXPECTED}"
                 )
             texts = listed
-        table = table_of(embed_rows([RowBatch(batch, images, texts)].__iter__, towers, normalize, batch_size))
+        found = embed_rows([RowBatch(batch, images, texts)].__iter__, towers, normalize, batch_size)
+        table = table_of(found, vector_type)
         combined = table.combine_chunks().to_batches()
         yield from combined or [pa.RecordBatch.from_pylist([], schema=table.schema)]

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from llm_compression.errors import LlmCompressionError
 
 
 def main() -> None:
-    """Open the encoder, say what it is, then do what each line asks for until there are no more."""
+    """Open the encoder, say what it is, then do what each line asks for, until whoever writes the lines is gone."""
+    lines = _lines()
     request = json.loads(sys.argv[1])
     # what a library prints goes to standard error: these lines are for the one who started this
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -40,7 +44,7 @@ def main() -> None:
         return
     say(ready=asdict(settings))
     out, batch_size = Path(request["out"]), request["batch_size"]
-    for line in sys.stdin:
+    for line in lines:
         task = json.loads(line)
         shard = Shard.from_json(task["shard"])
         try:
@@ -52,6 +56,19 @@ def main() -> None:
                 say(alive=True)
         except (LlmCompressionError, OSError) as error:
             say(failed=str(error), kind=type(error).__name__)
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input; where it ends, so does the process, also while a decoder holds the other thread."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(1)
+
+    threading.Thread(target=listen, daemon=True, name="embed-lines").start()
+    return iter(lines.get, None)
 
 
 if __name__ == "__main__":

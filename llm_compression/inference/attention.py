@@ -11,11 +11,13 @@ from torch import Tensor
 
 from llm_compression.inference.paths import choose
 from llm_compression.inference.processor import has_amx, multiplies_bfloat16
+from llm_compression.settings import undisturbed
 
 # Up to this many tokens the two forms differ by less than the noise.
 _BMM_MIN_TOKENS = 64
 
 
+@undisturbed
 def attention(qkv: Tensor, num_heads: int, mask: Tensor | None, causal: bool, first_token_only: bool) -> Tensor:
     """Scaled dot-product attention, scale ``head_dim ** -0.5``.
 

@@ -40,6 +40,7 @@ class TransformerLayer(Network):
         self.fc1 = Linear(hidden_size, intermediate_size, activation=activation)
         self.fc2 = Linear(intermediate_size, hidden_size)
 
+    @undisturbed
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool, first_token_only: bool) -> Tensor:
         """(n, tokens, hidden) to the same, or to (n, 1, hidden) when only the first token is wanted."""
         residual = x[:, :1] if first_token_only else x

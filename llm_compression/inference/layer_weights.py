@@ -12,6 +12,7 @@ from llm_compression.errors import UnavailableError
 from llm_compression.inference.inference_core import InferenceCore, TransformerLayer
 from llm_compression.inference.linear import QUICK_GELU_SCALE, kept, scaled
 from llm_compression.inference.placement import Slot
+from llm_compression.settings import undisturbed
 
 # A range in which no hidden unit of a trained model comes near the end.
 _FOLDS_ABOVE: Final = 1e6
@@ -56,6 +57,7 @@ class FoldedLayer(TransformerLayer):
             folded = cls(width, layer.num_heads, mlp, layer.norm1.eps, activation="silu", norm="pre")
         return folded.train(layer.training)
 
+    @undisturbed
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool, first_token_only: bool) -> Tensor:
         """As `TransformerLayer.forward`."""
         residual = x[:, :1] if first_token_only else x

@@ -70,6 +70,7 @@ class Linear(PackedModule, nn.Linear):
         else:
             self._hold(frozen(weight), None)
 
+    @undisturbed
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Linear
         """(..., in_features) to (..., out_features)."""
         packed = self.packed_weight
@@ -98,6 +99,7 @@ class PatchConv2d(PackedModule, nn.Conv2d):
         else:
             self._hold(frozen(weight), None)
 
+    @undisturbed
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """(n, 3, S, S) to (n, out_channels, S / patch, S / patch)."""
         n, channels, height, width = input.shape

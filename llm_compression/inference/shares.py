@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_compression.inference.paths import choose
 from llm_compression.inference.threads import available_cpus, workers
+from llm_compression.settings import own_settings
 
 # Rows of a share. Each thread reads all weights, which for fewer rows takes longer than the waiting; with more rows a
 # product that is split is as fast.
@@ -40,7 +41,7 @@ def by_shares(run: Callable[[slice], Tensor], x: Tensor) -> Tensor:
         return run(slice(None))
 
     def alone(part: slice) -> Tensor:
-        with torch.inference_mode():  # a mode of the calling thread only
+        with own_settings(), torch.inference_mode():  # modes of the calling thread only
             return run(part)
 
     shared = share * threads

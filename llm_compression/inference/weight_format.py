@@ -24,9 +24,12 @@ import torch
 
 from llm_compression.errors import WeightFormatError
 from llm_compression.files import whole_file
+from llm_compression.inference.fingerprints import fingerprint
 
 WEIGHTS_FILE: Final = "weights.parquet"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+# Versions that are read; they differ in the fingerprints.
+READ_VERSIONS: Final = (1, FORMAT_VERSION)
 KEY_PREFIX: Final = "llm_compression."
 
 SCHEMA: Final = pa.schema(
@@ -70,6 +73,7 @@ class WeightMetadata:
         tensors_sha256: Hash over every tensor's name, dtype, shape and bytes, in file order; checked on demand.
         fingerprints: Tensor name to `fingerprint`; checked at every load. A page checksum proves that a page is
             intact, the fingerprint that it is the page of this tensor.
+        format_version: Version of the format; `write_weights` writes the latest, whatever stands here.
     """
 
     config: Mapping[str, Any]
@@ -77,13 +81,14 @@ class WeightMetadata:
     source: Mapping[str, Any] = field(default_factory=dict)
     tensors_sha256: str = ""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
 
     _KEYS = ("config", "preprocessing", "source", "tensors_sha256", "fingerprints")
 
     def to_key_values(self) -> dict[str, str]:
         """The file's key-value metadata, with the hash that protects it."""
         values = {KEY_PREFIX + key: _canonical(getattr(self, key)) for key in self._KEYS}
-        values[KEY_PREFIX + "format_version"] = str(FORMAT_VERSION)
+        values[KEY_PREFIX + "format_version"] = str(self.format_version)
         values[KEY_PREFIX + "metadata_sha256"] = _hash_of_key_values(values)
         return values
 
@@ -101,19 +106,23 @@ class WeightMetadata:
         ours = {key: value for key, value in decoded.items() if key.startswith(KEY_PREFIX)}
         if not ours:
             return None
+        others = {key: value for key, value in ours.items() if key != KEY_PREFIX + "metadata_sha256"}
+        recorded, actual = ours.get(KEY_PREFIX + "metadata_sha256"), _hash_of_key_values(others)
+        version = ours.get(KEY_PREFIX + "format_version")
+        # first, since another version may have other keys
+        if recorded == actual and version is not None and version not in map(str, READ_VERSIONS):
+            read = " and ".join(map(str, READ_VERSIONS))
+            raise WeightFormatError(f"{where}: format version {version}, this package reads versions {read}")
         expected = {KEY_PREFIX + key for key in (*cls._KEYS, "format_version", "metadata_sha256")}
         if set(ours) != expected:
             raise WeightFormatError(
                 f"{where}: damaged metadata: missing {sorted(expected - set(ours))}, "
                 f"unknown {sorted(set(ours) - expected)}"
             )
-        recorded = ours.pop(KEY_PREFIX + "metadata_sha256")
-        if (actual := _hash_of_key_values(ours)) != recorded:
+        if actual != recorded:
             raise WeightFormatError(f"{where}: damaged metadata: sha256 is {actual}, the file recorded {recorded}")
-        version = ours[KEY_PREFIX + "format_version"]
-        if version != str(FORMAT_VERSION):
-            raise WeightFormatError(f"{where}: format version {version}, this package reads version {FORMAT_VERSION}")
-        return cls(**{key: json.loads(ours[KEY_PREFIX + key]) for key in cls._KEYS})
+        values = {key: json.loads(ours[KEY_PREFIX + key]) for key in cls._KEYS}
+        return cls(**values, format_version=int(ours[KEY_PREFIX + "format_version"]))
 
 
 @dataclass(frozen=True)
@@ -132,20 +141,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Row-major little-endian bytes of a CPU tensor; a view where the tensor is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
-
-
-def fingerprint(dtype: str, shape: Iterable[int], data: Any) -> str:
-    """What identifies a tensor at every load, such as ``float32[4,5]:75efa4bef9c71e2d``.
-
-    The hexadecimal part is the sum of the bytes as little-endian 64-bit words, modulo 2**64, the tail zero-padded. Any
-    single changed byte changes it: a byte's difference is less than 2**64 at every position in a word.
-    """
-    view = memoryview(data)
-    whole = view.nbytes // 8
-    # PyTorch's sum wraps around, and is three times as fast as numpy's
-    total = int(torch.frombuffer(view, dtype=torch.int64, count=whole).sum()) if whole else 0
-    total += int.from_bytes(bytes(view[whole * 8 :]), "little")
-    return f"{dtype}[{','.join(map(str, shape))}]:{total % 2**64:016x}"
 
 
 class TensorHash:
@@ -209,7 +204,7 @@ def write_weights(
                 data = _checked_bytes(name, tensor, fingerprints)
                 dtype, shape = DTYPE_NAMES[tensor.dtype], list(tensor.shape)
                 digest.update(name, dtype, shape, data)
-                fingerprints[name] = fingerprint(dtype, shape, data)
+                fingerprints[name] = fingerprint(dtype, shape, data, FORMAT_VERSION)
                 num_params += tensor.numel()
                 data_bytes += data.nbytes
                 rows.append(
@@ -217,7 +212,12 @@ def write_weights(
                 )
             columns = [pa.array([row[column.name] for row in rows], column.type) for column in SCHEMA]
             writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-        complete = replace(metadata, tensors_sha256=digest.hexdigest(), fingerprints=fingerprints)
+        complete = replace(
+            metadata,
+            tensors_sha256=digest.hexdigest(),
+            fingerprints=fingerprints,
+            format_version=FORMAT_VERSION,
+        )
         writer.add_key_value_metadata(complete.to_key_values())
     return WriteReport(target, len(fingerprints), num_params, data_bytes, target.stat().st_size, digest.hexdigest())
 

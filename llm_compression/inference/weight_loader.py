@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import torch
 
 from llm_compression.columns import binary_views
-from llm_compression.errors import MissingTensorError, WeightFormatError
+from llm_compression.errors import LlmCompressionError, MissingTensorError, WeightFormatError
+from llm_compression.inference.fingerprints import fingerprint
 from llm_compression.inference.model_path import weight_file_of
 from llm_compression.inference.weight_format import (
     DTYPE_NAMES,
@@ -28,8 +29,8 @@ from llm_compression.inference.weight_format import (
     SCHEMA,
     TensorHash,
     WeightMetadata,
-    fingerprint,
 )
+from llm_compression.json_text import parsed
 
 _BUFFER_BYTES: Final = 1 << 20
 _LISTING: Final = ["layer_name", "shape", "dtype", "num_params"]
@@ -64,10 +65,6 @@ class TensorInfo:
     def dtype_name(self) -> str:
         """The dtype as a weight file writes it."""
         return DTYPE_NAMES[self.dtype]
-
-    def fingerprint(self, data: memoryview) -> str:
-        """The fingerprint that these bytes would have as this tensor."""
-        return fingerprint(self.dtype_name, self.shape, data)
 
 
 class WeightLoader:
@@ -213,11 +210,9 @@ class WeightLoader:
         if self.metadata is not None:
             return self.metadata.to_key_values()[f"{KEY_PREFIX}metadata_sha256"]
         config = json.dumps(self.config, sort_keys=True).encode()
-        weight_file_of(self.path)
-        with self.path.open("rb") as file:
+        with weight_file_of(self.path).open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.sha256(config))
-        if _state_of(self.path) != self._opened:
-            raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
+        self._require_unchanged()
         return digest.hexdigest()
 
     def _group_of(self, name: str) -> int:
@@ -227,15 +222,15 @@ class WeightLoader:
         return self.tensors[name].row_group
 
     @contextmanager
-    def _open(self) -> Iterator[pq.ParquetFile]:
+    def _open(self, *, page_checksums: bool = True) -> Iterator[pq.ParquetFile]:
         with _format_errors(self.path):
             # buffered, so that a column chunk, which is a whole block, is not held beside the tensors decoded from it
             file = pq.ParquetFile(
-                self.path,
+                weight_file_of(self.path),  # it may be gone since
                 memory_map=False,
                 pre_buffer=False,
                 buffer_size=_BUFFER_BYTES,
-                page_checksum_verification=True,
+                page_checksum_verification=page_checksums,
             )
             with file:
                 yield file
@@ -245,8 +240,8 @@ class WeightLoader:
         if not beside.is_file():
             return None
         try:
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # the last of a file that is nested too deep
+            config = parsed(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise WeightFormatError(f"{beside}: not JSON: {error}") from error
         if not isinstance(config, dict):
             raise WeightFormatError(f"{beside}: {type(config).__name__}, expected a JSON object")
@@ -303,9 +298,16 @@ class WeightLoader:
                 raise WeightFormatError(f"{self.path}: {info.name}: NaN or infinite weights")
             yield info.name, tensor
 
+    def _require_unchanged(self) -> None:
+        """A file of the earlier layout has no fingerprints by which the data of another would be told from its own."""
+        if self.metadata is None and _state_of(weight_file_of(self.path)) != self._opened:
+            raise WeightFormatError(f"{self.path}: changed since it was opened, expected the same file")
+
     def _read_data(self, groups: Iterable[int]) -> Generator[tuple[TensorInfo, memoryview]]:
         """Each tensor of some row groups with its bytes; checked for length and identity."""
-        with self._open() as file:
+        # a fingerprint by position sees whatever a page's checksum would, for which the bytes were read once more
+        covered = self.metadata is not None and self.metadata.format_version > 1
+        with self._open(page_checksums=not covered) as file:
             for group in groups:
                 infos = [info for info in self.tensors.values() if info.row_group == group]
                 # one row a batch: the decoded bytes of one tensor at a time
@@ -318,6 +320,7 @@ class WeightLoader:
                         raise WeightFormatError(f"{self.path}: {info.name}: damaged data: {error}") from error
                     self._check_data(info, data)
                     assert data is not None
+                    self._require_unchanged()
                     yield info, data
                 if next(blobs, None) is not None:
                     raise WeightFormatError(f"{self.path}: row group {group} has more data than names")
@@ -328,7 +331,10 @@ class WeightLoader:
                 f"{self.path}: {info.name}: {'no data' if data is None else f'{data.nbytes} bytes'}, "
                 f"expected {info.num_bytes} bytes for {info.dtype} {info.shape}"
             )
-        if self.metadata is not None and info.fingerprint(data) != self.metadata.fingerprints[info.name]:
+        if self.metadata is None:
+            return
+        found = fingerprint(info.dtype_name, info.shape, data, self.metadata.format_version)
+        if found != self.metadata.fingerprints[info.name]:
             raise WeightFormatError(f"{self.path}: {info.name}: these are not the bytes that were written")
 
 
@@ -358,6 +364,6 @@ def _format_errors(path: Path) -> Iterator[None]:
         yield
     # ArrowInvalid is a ValueError, a failed checksum an OSError, a nonsense size an ArrowMemoryError or OverflowError
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        if isinstance(error, WeightFormatError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, LlmCompressionError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise WeightFormatError(f"{path}: not a sound Parquet file: {error}") from error

@@ -149,11 +149,21 @@ def decoded(
         mode = Path(source).stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ValueError("not a regular file; read it and give its bytes")
-        with Path(source).open("rb") as file, _decoded(file, formats, strict, keep) as image:
-            yield image
+        with Path(source).open("rb") as file:
+            before = _state_of(file)
+            with _decoded(file, formats, strict, keep) as image:
+                # here the picture is decoded
+                if _state_of(file) != before:
+                    raise DamageError("the file changed while it was read")
+                yield image
     else:
         with _decoded(io.BufferedReader(MemoryFile([source])), formats, strict, keep) as image:
             yield image
+
+
+def _state_of(file: Any) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 @contextmanager

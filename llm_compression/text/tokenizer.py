@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from llm_compression.errors import ConfigError, MissingDependencyError, MissingFileError, TextError
 from llm_compression.files import whole_file
+from llm_compression.json_text import parsed
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 INSTALL: Final = "pip install 'llm-compression[text]'"
@@ -68,7 +69,8 @@ class LibraryTokenizer:
     """A tokenizer of the library `tokenizers`, with the model's own length in place of the file's.
 
     Args:
-        path: The ``tokenizer.json``.
+        path: The ``tokenizer.json``, for messages.
+        content: Its bytes.
         max_length: Tokens of a text, special ones included.
         vocab_size: Rows of the model's token embedding.
 
@@ -77,13 +79,13 @@ class LibraryTokenizer:
         ConfigError: It cannot read the file, or the file has more tokens than the model.
     """
 
-    def __init__(self, path: Path, max_length: int, vocab_size: int) -> None:
+    def __init__(self, path: Path, content: bytes, max_length: int, vocab_size: int) -> None:
         try:
             from tokenizers import Tokenizer as FastTokenizer
         except ImportError as error:
             raise MissingDependencyError(f"{path}: reading it needs the tokenizers library: {INSTALL}") from error
         try:
-            self._tokenizer = FastTokenizer.from_file(str(path))
+            self._tokenizer = FastTokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing narrower
             raise ConfigError(f"{path}: not a tokenizer that the tokenizers library can read: {error}") from error
         found = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -128,14 +130,14 @@ def load_tokenizer(path: Path, max_length: int, vocab_size: int, sha256: str | N
         raise ConfigError(f"{path}: sha256 is {found}, expected {sha256}, the tokenizer that the weights came with")
     if b'"WordLevel"' in content and (words := _word_tokenizer(path, content, max_length, vocab_size)) is not None:
         return words
-    return LibraryTokenizer(path, max_length, vocab_size)
+    return LibraryTokenizer(path, content, max_length, vocab_size)
 
 
 def _word_tokenizer(path: Path, content: bytes, max_length: int, vocab_size: int) -> WordTokenizer | None:
     """The file as a WordTokenizer, or None where it says something that one does not do."""
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:  # the last of a file that is nested too deep
+        values = parsed(content)
+    except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     special = {token["content"] for token in values.get("added_tokens") or ()}
     model, template = values.get("model") or {}, values.get("post_processor") or {}

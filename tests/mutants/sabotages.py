@@ -87,6 +87,22 @@ SABOTAGES: Final = (
         _CORE,
         "test_properties_core.py",
     ),
+    Sabotage(
+        "fingerprints that weigh all words alike",
+        (
+            Edit(
+                f"{INFERENCE}/fingerprints.py", "return z ^ z >> np.uint64(31) | np.uint64(1)", "return np.ones_like(z)"
+            ),
+        ),
+        _tests("tests/property/test_properties_fingerprints.py"),
+        "test_no_rearrangement_goes_unseen",
+    ),
+    Sabotage(
+        "fingerprints without the upper halves",
+        (Edit(f"{INFERENCE}/fingerprints.py", "np.dot(halves, _MULTIPLIERS)", "0"),),
+        _tests("tests/unit/test_fingerprints.py"),
+        "test_two_words_that_change_places",
+    ),
     # of the two forms of attention one is not chosen on any given machine
     Sabotage(
         "no scale in attention by two products",
@@ -278,7 +294,7 @@ SABOTAGES: Final = (
     Sabotage(
         "a gate deleted",
         (Edit("benchmarks/gates/test_memory.py"),),
-        _tests("tests/unit/test_gates.py"),
+        _tests("tests/unit/test_gates.py::test_every_gate_of_the_spec_has_exactly_one_test"),
         "memory-b16",
     ),
     Sabotage(
@@ -526,5 +542,41 @@ SABOTAGES: Final = (
         ),
         _tests("tests/unit/test_embed_run.py", "-k", "one_row_for_each or stream"),
         "test_one_row_for_each_row|test_a_stream_of_record_batches",
+    ),
+    Sabotage(
+        "the last of two keys taken",
+        (Edit("llm_compression/json_text.py", "json.loads(text, object_pairs_hook=_object)", "json.loads(text)"),),
+        _tests("tests/unit/test_one_meaning.py", "-k", "stands_twice"),
+        "test_a_key_that_stands_twice_is_refused_wherever_it_is",
+    ),
+    Sabotage(
+        "a checkpoint that changed while it was read",
+        (Edit("llm_compression/convert/converter.py", "    checkpoint.require_unchanged()\n"),),
+        _tests("tests/unit/test_one_meaning.py", "-k", "checkpoint_that_changes"),
+        "test_a_checkpoint_that_changes_while_it_is_read",
+    ),
+    Sabotage(
+        "a caller's switch of oneDNN left alone",
+        (Edit("llm_compression/settings.py", "lambda: _MKLDNN.enabled,", "lambda: True,"),),
+        _tests("tests/unit/test_settings.py", "-k", "kernels_and_precision"),
+        "test_what_computes_has_kernels_and_precision_of_its_own",
+    ),
+    Sabotage(
+        "a text's embedding lost with its image's",
+        (
+            Edit(
+                "llm_compression/embed/encoding.py",
+                "embed_texts(texts, towers.texts,",
+                "embed_texts([None if row in found.reasons else text for row, text in enumerate(texts)], towers.texts,",
+            ),
+        ),
+        _tests("tests/unit/test_embed_texts.py", "-k", "both_towers"),
+        "test_both_towers",
+    ),
+    Sabotage(
+        "an actor with another encoder",
+        (Edit("llm_compression/embed/ray_engine.py", "if found[name] != self._settings[name]]", "if not found]"),),
+        _tests("tests/unit/test_embed_engines.py", "-k", "another_encoder"),
+        "test_a_machine_with_another_encoder_is_refused",
     ),
 )

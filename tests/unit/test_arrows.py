@@ -162,6 +162,36 @@ def test_the_table_has_every_part_and_its_arrows_point_one_way() -> None:
     assert arrows["harness.spec"] == arrows["harness.paired"] == {"errors", "harness.git"}
 
 
+def test_the_tree_names_what_is_there() -> None:
+    """The tree of `structure.md` has every folder of the package and of the tests, and every file beside them."""
+    tree = STRUCTURE.read_text(encoding="utf-8").split("```")[1]
+    named = {part for name in re.findall(r"[\w./]+", tree) for part in name.split("/")}
+    rooms = [ROOT / PACKAGE, ROOT / "tests", ROOT / "benchmarks"]
+    found = {each.name for room in rooms for each in room.iterdir() if each.suffix in (".py", ".txt")}
+    found |= {each.name for room in rooms for each in room.iterdir() if each.is_dir() and any(each.glob("*.py"))}
+    found |= {each.name for each in ROOT.iterdir() if each.suffix in (".py", ".toml", ".txt", ".md")}
+    assert {"conftest.py", "unit", "constraints.txt", "README.md", "errors.py", "gates"} <= found
+    assert found - named == set()
+    assert {".ci", ".github", "workflows"} <= named
+
+
+def test_what_the_lists_of_new_things_name_is_there() -> None:
+    """Each file that `structure.md` names for something new is there, by a path of the checkout or of the package."""
+    lists = STRUCTURE.read_text(encoding="utf-8").partition("\n## Where does it go\n")[2]
+    paths = set(re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md))`", lists)) - {
+        # of something new
+        *(".kiro/specs/NAME/requirements.md", "docs/NAME.md", "benchmarks/gates/test_FAMILY.py"),
+    }
+    assert {"multimodal/image_inputs.py", "benchmarks/regression/probe.py", "tests/unit/test_providers.py"} <= paths
+    assert [
+        path for path in sorted(paths) if not (ROOT / path).is_file() and not (ROOT / PACKAGE / path).is_file()
+    ] == []
+    capitals = set(re.findall(r"`([A-Z][A-Z_]{4,})`", lists))
+    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    assert [name for name in sorted(capitals) if not re.search(rf"^{name}\b", code, re.MULTILINE)] == []
+
+
 @pytest.mark.requirement("33.6")
 def test_no_files_import_each_other() -> None:
     """33.6: THE Package SHALL have no cycle among the imports of its files."""

@@ -115,7 +115,10 @@ def test_a_file_without_a_class_is_judged_by_its_tensors(tmp_path: Path) -> None
         (lambda v: v.update(hidden_act="gelu_new"), "hidden_act: 'gelu_new', expected one of quick_gelu, gelu"),
         (lambda v: v.update(num_channels=1), "num_channels: 1, expected 3"),
         (lambda v: v.update(num_attention_heads=5), "hidden_size: 32 is not a multiple of num_heads 5"),
-        (lambda v: v.update(num_hidden_layers="2"), "num_layers: '2', expected a positive whole number"),
+        (
+            lambda v: v.update(num_hidden_layers="2"),
+            "config.json: num_hidden_layers: '2', expected a positive whole number",
+        ),
         (lambda v: v.update(layer_norm_eps=None), "layer_norm_eps: None, expected a positive number"),
         (lambda v: v.update(projection_dim=0), "projection_dim: 0, expected a positive whole number"),
         (lambda v: v.update(patch_size=None), "patch_size: None, expected a positive whole number"),

@@ -18,7 +18,7 @@ from llm_compression.harness.paired.worktrees import Revision
 from llm_compression.harness.spec.parser import Floor
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "gate-a-project.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "compare-revisions.md").read_text(encoding="utf-8")
 # what each process does is a line of a log: its side, its process, what it was asked
 LOGGED = """\
 import json, os, pathlib, sys

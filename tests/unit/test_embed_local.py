@@ -25,6 +25,8 @@ def opened(self, *given, **named):
     if "crash" in self.name:
         os.kill(os.getpid(), signal.SIGSEGV)
     while "hang" in self.name:
+        with open(self.with_suffix(".pid"), "w") as file:
+            file.write(str(os.getpid()))
         time.sleep(1)
     return real(self, *given, **named)
 pathlib.Path.open = opened
@@ -120,3 +122,42 @@ def test_a_row_that_never_ends_costs_itself_alone(photos: Path, tmp_path: Path) 
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     assert [row["error"] for row in rows] == [None, "crashed", None]
     assert "no progress" in rows[1]["error_message"]
+
+
+@pytest.mark.requirement("35.15")
+@pytest.mark.usefixtures("hostile_site")
+def test_a_worker_that_a_decoder_holds_ends_with_the_run(photos: Path, tmp_path: Path) -> None:
+    """35.15: IF the process that hands out shards is killed, THEN THE Package SHALL end its workers, also one that a
+    decoder holds."""
+    hang = tmp_path / "hang.jpg"
+    hang.write_bytes((photos / "a001.jpg").read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "llm_compression",
+        "embed",
+        str(hang),
+        "-o",
+        str(tmp_path / "out"),
+        "--model",
+        MODEL,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        held = tmp_path / "hang.pid"
+        while process.poll() is None and not (held.exists() and held.read_text()):
+            time.sleep(0.01)
+        worker = int(held.read_text())
+        assert Path(f"/proc/{worker}").exists()
+        process.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not _runs(worker)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there, and not a dead one that nobody has waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -25,7 +25,7 @@ from llm_compression.harness.spec.parser import Floor, problems, read_specs
 
 ROOT = Path(__file__).parents[2]
 PAIRED = ROOT / "llm_compression" / "harness" / "paired"
-GUIDE = (ROOT / "docs" / "gate-a-project.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "compare-revisions.md").read_text(encoding="utf-8")
 ALLOWED = ("llm_compression.errors", "llm_compression.harness.git", "llm_compression.harness.paired")
 
 REQUIREMENTS = """\
@@ -147,7 +147,7 @@ def test_the_guides_project_is_gated(
     kettle: Kettle, changed: dict[str, float], status: int, expected: dict[str, str]
 ) -> None:
     """32.2, 32.7: WHEN two revisions of another project are compared, THE Comparison SHALL take every figure from what
-    the probe of that project prints and every floor from its spec; THE Guide `docs/gate-a-project.md` SHALL hold a
+    the probe of that project prints and every floor from its spec; THE Guide `docs/compare-revisions.md` SHALL hold a
     probe and an entry that compare two revisions of another project as they stand there."""
     kettle.commit(**changed)  # type: ignore[arg-type]  # a number of steps is whole
     # what its entry does, without an interpreter of its own, which the tests below start

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 SESSIONS = (
-    *("lint", "types", "tests", "parity", "lowest", "gates", "gates_gpu", "spec", "build", "docs"),
+    *("lint", "types", "tests", "parity", "engines", "lowest", "gates", "gates_gpu", "spec", "build", "docs"),
     *("peers", "regression", "trend", "mutants", "processors"),
 )
 
@@ -24,9 +24,9 @@ SESSIONS = (
 @pytest.mark.requirement("12.8")
 @pytest.mark.parametrize("name", SESSIONS)
 def test_sessions_say_what_they_do(name: str) -> None:
-    """12.8: THE Package SHALL provide the nox sessions `lint`, `types`, `tests`, `parity`, `lowest`, `gates`,
-    `gates_gpu`, `spec`, `build`, `docs`, `peers`, `regression`, `trend`, `mutants` and `processors`, each with a
-    docstring of one line."""
+    """12.8: THE Package SHALL provide the nox sessions `lint`, `types`, `tests`, `parity`, `engines`, `lowest`,
+    `gates`, `gates_gpu`, `spec`, `build`, `docs`, `peers`, `regression`, `trend`, `mutants` and `processors`, each
+    with a docstring of one line."""
     functions = {
         node.name: node
         for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
@@ -74,7 +74,7 @@ def test_whatever_installs_pytorch_takes_the_cpu_build_first() -> None:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and re.search(r"'\.\[|wheel\b.*external", ast.unparse(node))
     }
-    assert set(asks) == {"environment", "lowest", "peers", "build"}
+    assert set(asks) == {"environment", "engines", "lowest", "peers", "build"}
     for name, text in asks.items():
         assert "torch=True" in text or text.index("install_torch(") < text.index("wheel, external=True"), name
 
@@ -122,7 +122,7 @@ def test_the_lowest_versions_are_those_of_the_metadata(sessions: ModuleType) -> 
     claims: each of them, one for a package, none above what the constraints file pins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     claimed = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
-    packages = {requirement.split(">=")[0] for requirement in claimed if "llm-compression[" not in requirement}
+    packages = {re.split(r"\[|>=", each)[0] for each in claimed if "llm-compression[" not in each}
     pins = [pin.split("==") for pin in sessions.lowest_versions()]
     lowest = dict(pins)
     assert packages <= set(lowest)
@@ -177,3 +177,15 @@ def test_what_the_sessions_leave_is_judged_behind_them() -> None:
     assert any(line.startswith("python -m nox -s mutants") for line in sessions_run)
     # its status of its own would hide what comes after it
     assert "nox -s regression -- --base HEAD~1 --confirm" in sessions_run[-1]
+
+
+@pytest.mark.requirement("12.8")
+def test_what_a_commit_does_not_wait_for_is_run_by_the_workflow() -> None:
+    """12.8: sessions that take long, or need what a machine may lack, are jobs of their own."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^ +session: \[(.*)\]$", workflow, re.MULTILINE)
+    beside = set(listed.split(", "))
+    assert beside == {"mutants", "processors", "lowest", "engines"}
+    assert beside <= set(SESSIONS)
+    for_a_commit = re.findall(r"nox -s ([^-\n&|]*)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert {"engines", "lowest"}.isdisjoint(" ".join(for_a_commit).split())

@@ -16,10 +16,14 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llm_compression
 from llm_compression.errors import ImageError
+from llm_compression.inference.inference_core import TransformerLayer
 from llm_compression.inference.linear import packs
+from llm_compression.inference.paths import forced
 from llm_compression.multimodal.clip_engine import CLIPEngine
 from llm_compression.settings import own_settings
 from llm_compression.text.text_inputs import Text
@@ -41,6 +45,35 @@ def _set(change: Callable[[Any], Any], value: Any, back: Any) -> Iterator[None]:
         change(back)
 
 
+@contextmanager
+def _attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
+
+
+@contextmanager
+def _frozen(setting: AbstractContextManager[Any]) -> Iterator[None]:
+    """PyTorch's switches as after `torch.backends.disable_global_flags`, for which it has no way back."""
+    with setting, _attribute(torch.backends, "__allow_nonbracketed_mutation_flag", False):
+        yield
+
+
+@contextmanager
+def _medium_products() -> Iterator[None]:
+    """Its counterpart in PyTorch writes a precision where there was none."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends.cuda.matmul, _MKLDNN.matmul):
+            backend.fp32_precision = "none"
+
+
 SETTINGS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "float16": lambda: _set(torch.set_default_dtype, torch.float16, torch.float32),
     "bfloat16": lambda: _set(torch.set_default_dtype, torch.bfloat16, torch.float32),
@@ -51,9 +84,14 @@ SETTINGS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "gradients": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
-    "medium products": lambda: _set(torch.set_float32_matmul_precision, "medium", "highest"),
+    "medium products": _medium_products,
     "deterministic": lambda: _set(torch.use_deterministic_algorithms, True, False),
     "numpy raises": lambda: np.errstate(all="raise"),
+    "products of all backends": lambda: _attribute(torch.backends, "fp32_precision", "bf16"),
+    "without oneDNN": lambda: _MKLDNN.flags(enabled=False, allow_tf32=None),
+    "a frozen switch of oneDNN": lambda: _frozen(_MKLDNN.flags(enabled=False, allow_tf32=None)),
+    "plain attention": lambda: sdpa_kernel(SDPBackend.MATH),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
 }
 
 
@@ -101,6 +139,26 @@ def _calls(dtype: str) -> Iterator[tuple[str, Any]]:
     yield from vision.weight_loader.load_weights().items()
 
 
+def _parts(dtype: str) -> Iterator[tuple[str, Any]]:
+    """Each module of both encoders that computes, called by itself."""
+    packs.cache_clear()
+    engine = CLIPEngine(MODEL, dtype=dtype)
+    size = engine.vision.config.image_size
+    pixels = torch.linspace(-2, 2, 2 * 3 * size * size, dtype=torch.float32, device="cpu").view(2, 3, size, size)
+    yield "patch_embedding", engine.vision.patch_embedding(pixels)
+    for tower, encoder in (("vision", engine.vision), ("text", engine.text.encoder)):
+        for part, whole in [(name, part) for name, part in vars(encoder).items() if isinstance(part, nn.Module)]:
+            for name, module in whole.named_modules():
+                layer = isinstance(module, TransformerLayer)
+                if not layer and not isinstance(module, nn.Linear | nn.LayerNorm):
+                    continue
+                norm = module.norm1 if layer else module
+                width = norm.in_features if isinstance(norm, nn.Linear) else norm.normalized_shape[0]
+                x = torch.linspace(-3, 3, 2 * 9 * width, dtype=torch.float32, device="cpu").view(2, 9, width)
+                x = x.to((*norm.parameters(), *norm.buffers())[0].dtype)
+                yield f"{tower}.{part}.{name}", module(x, None, False, False) if layer else module(x)
+
+
 def _bits(found: Any) -> tuple[Any, ...]:
     tensor = torch.as_tensor(found, device="cpu").detach()
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
@@ -115,6 +173,7 @@ def expected(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.requirement("28.18")
 @pytest.mark.requirement("28.19")
+@pytest.mark.requirement("37.1")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_of_the_caller_change_no_bit(setting: str, expected: tuple[str, dict[str, Any]]) -> None:
     """28.18: WHILE a caller has changed the default dtype or device of PyTorch, the precision of its float32 products,
@@ -130,6 +189,47 @@ def test_settings_of_the_caller_change_no_bit(setting: str, expected: tuple[str,
     packs.cache_clear()
     assert found.keys() == without.keys()
     assert [name for name in found if _bits(found[name]) != without[name]] == []
+
+
+@pytest.mark.requirement("37.2")
+@pytest.mark.parametrize("form", ["packed", "plain"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_settings_of_the_caller_change_no_bit_of_a_part(dtype: str, form: str) -> None:
+    """37.2: WHILE a caller has changed any of these or is in autocast, THE Encoder SHALL return from each of its parts
+    the bits that the part returns without.
+    """
+    with forced(linear=form):
+        without = {name: _bits(found) for name, found in _parts(dtype)}
+        assert len(without) > 20
+        for setting, change in SETTINGS.items():
+            with change():
+                found = dict(_parts(dtype))
+            assert [(setting, name) for name in without if _bits(found[name]) != without[name]] == []
+    packs.cache_clear()
+
+
+@pytest.mark.requirement("37.1")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_computes_has_kernels_and_precision_of_its_own_and_the_caller_its_settings(name: str) -> None:
+    """37.1: WHILE a caller has switched oneDNN or a kernel of attention off, or lowered the precision of products for
+    all backends, THE EmbeddingProvider SHALL return the bits that it returns without and leave the setting as it was.
+    """
+    start = _settings()
+    with SETTINGS[name]():
+        before = _settings()
+        with own_settings(), own_settings():
+            assert _settings()["precision"] in (["ieee"] * 2, ["none"] * 2, ["none", "ieee"])
+            assert all(_settings()["on"])
+            assert not torch.is_autocast_enabled("cpu")
+        assert _settings() == before
+    assert _settings() == start
+
+
+def _settings() -> dict[str, Any]:
+    cuda: Any = torch.backends.cuda  # not typed
+    on = (cuda.flash_sdp_enabled, cuda.math_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled)
+    precision = [each.fp32_precision for each in (cuda.matmul, _MKLDNN.matmul)]
+    return {"on": [_MKLDNN.enabled, *(each() for each in on)], "precision": precision}
 
 
 @pytest.mark.requirement("28.18")

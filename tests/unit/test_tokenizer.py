@@ -37,7 +37,10 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_are_read_as_the_library_reads_them(words_file: Path, words: list[str], space: str, upper: bool) -> None:
     """15.1, 19.5: a tokenizer of whole words gives without the library the ids that the library gives."""
     text = space.join(words).upper() if upper else space.join(words)
-    ours, theirs = load_tokenizer(words_file, 8, VOCABULARY), LibraryTokenizer(words_file, 8, VOCABULARY)
+    ours, theirs = (
+        load_tokenizer(words_file, 8, VOCABULARY),
+        LibraryTokenizer(words_file, words_file.read_bytes(), 8, VOCABULARY),
+    )
     assert isinstance(ours, WordTokenizer)
     assert ours([text, "a"]) == theirs([text, "a"])
     assert ours.num_special == theirs.num_special == 2
@@ -57,7 +60,7 @@ def test_an_unknown_word_is_an_error_with_its_position(words_file: Path, word: s
 def test_the_library_says_which_text_it_cannot_read(words_file: Path) -> None:
     """15.5: the same where the library reads the words."""
     with pytest.raises(TextError, match=r"text 1: the tokenizer cannot read it: .*UNK"):
-        LibraryTokenizer(words_file, 8, VOCABULARY)(["a cat", "a purple cat"])
+        LibraryTokenizer(words_file, words_file.read_bytes(), 8, VOCABULARY)(["a cat", "a purple cat"])
 
 
 @pytest.mark.requirement("15.8")
@@ -75,7 +78,7 @@ def test_a_tokenizer_of_another_model_is_refused(words_file: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="the model has 14"):
         load_tokenizer(words_file, 8, VOCABULARY - 1)
     with pytest.raises(ConfigError, match="15 tokens, the model has 14"):
-        LibraryTokenizer(words_file, 8, VOCABULARY - 1)
+        LibraryTokenizer(words_file, words_file.read_bytes(), 8, VOCABULARY - 1)
     for content in ("{", "{}", '{"model": "WordLevel'):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ConfigError, match=r"tokenizer\.json: not"):

@@ -15,7 +15,7 @@ from llm_compression.convert import convert_checkpoint
 from llm_compression.convert.tokenizer_files import read_tokenizer
 from llm_compression.errors import CheckpointError, ConfigError
 from llm_compression.text.arrow_engine import ArrowEngine
-from llm_compression.text.tokenizer import LibraryTokenizer
+from llm_compression.text.tokenizer import load_tokenizer
 from tests.published import BERT_WORDS, TEXTS, bert_tokenizer, change_json, write_clip, write_json, write_sentence_bert
 
 
@@ -68,7 +68,7 @@ def test_any_options_give_the_ids_of_transformers(
     texts = [*texts, *TEXTS]
     wanted = [reference(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
     (directory / "tokenizer.json").write_bytes(source.content)
-    assert LibraryTokenizer(directory / "tokenizer.json", limit, len(BERT_WORDS))(texts) == wanted
+    assert load_tokenizer(directory / "tokenizer.json", limit, len(BERT_WORDS))(texts) == wanted
 
 
 @pytest.mark.requirement("24.3")
@@ -128,7 +128,7 @@ def test_a_bert_with_a_vocabulary_alone(tmp_path: Path, config: dict[str, Any]) 
     source = read_tokenizer(tmp_path, "bert", None)
     assert source is not None
     (tmp_path / "tokenizer.json").write_bytes(source.content)
-    found = LibraryTokenizer(tmp_path / "tokenizer.json", 30, len(BERT_WORDS))(list(TEXTS))
+    found = load_tokenizer(tmp_path / "tokenizer.json", 30, len(BERT_WORDS))(list(TEXTS))
     assert (source.origin, found) == ("vocab.txt", [reference(text)["input_ids"] for text in TEXTS])
 
 

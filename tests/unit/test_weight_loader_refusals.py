@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from llm_compression.errors import WeightFormatError
-from llm_compression.inference.weight_format import SCHEMA, WeightMetadata, tensor_bytes, write_weights
+from llm_compression.inference.weight_format import WeightMetadata, tensor_bytes, write_weights
 from llm_compression.inference.weight_loader import WeightLoader
+from tests.weight_rows import rewrite
 
 METADATA = WeightMetadata(config={"model_type": "table"}, source={"name": "made"})
 
@@ -140,17 +141,6 @@ def test_two_tensors_of_one_name(tmp_path: Path) -> None:
     pq.write_table(pa.concat_tables([rows(), rows()]), tmp_path / "weights.parquet")
     with pytest.raises(WeightFormatError, match="two tensors named 'a'"):
         WeightLoader(tmp_path)
-
-
-def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Change a file's rows and keep its metadata, checksums included: what a tool that does not know it may do."""
-    stored = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
-    found = pq.read_table(path).to_pylist()
-    change(found)
-    columns = [pa.array([row[field.name] for row in found], field.type) for field in SCHEMA]
-    with pq.ParquetWriter(path, SCHEMA, write_page_checksum=True) as writer:
-        writer.write_table(pa.table(columns, schema=SCHEMA))
-        writer.add_key_value_metadata(stored)
 
 
 def swap(found: list[dict[str, Any]], first: str, second: str, column: str) -> None:

@@ -2,7 +2,7 @@
 
 A project is gated by a `Project` and a call of `llm_compression.harness.paired.run.run`. The comparison checks both
 revisions out, starts the probe in fresh processes of each, and takes every figure from what the probe prints, so that
-it knows nothing of what is measured. ``docs/gate-a-project.md`` has a whole example.
+it knows nothing of what is measured. ``docs/compare-revisions.md`` has a whole example.
 """
 
 from __future__ import annotations

@@ -203,7 +203,11 @@ def _add_embed(subparsers: Any) -> None:
         metavar="CODES",
         help="make shards again that have rows with these errors, separated by commas (default: those that may pass)",
     )
-    embed.add_argument("--replace-changed", action="store_true", help="make shards of changed sources again")
+    embed.add_argument(
+        "--replace-changed",
+        action="store_true",
+        help="make shards of changed sources again, and delete those of no part of this input",
+    )
     embed.add_argument("--dry-run", action="store_true", help="say what there is to do, and do nothing")
     embed.set_defaults(run=commands.embed)
 

@@ -165,6 +165,9 @@ def embed(options: argparse.Namespace) -> int:
     made = found.settings
     print(f"model       {model}, computed in {made.dtype}, {made.dimension} wide, weights {made.weights_sha256[:16]}")
     print(f"rows        {found.rows:,} in {found.shards:,} shards, {found.done_before:,} of them done before")
+    if found.replaced:
+        what = "would be deleted" if options.dry_run else "deleted" if found.is_complete else "not deleted yet"
+        print(f"replaced    {found.replaced:,} rows of no part of this input: {what}")
     if options.dry_run:
         print("dry run     nothing was embedded")
         return 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-# A file system's names have up to 255 bytes; a partial file's own part takes 40 at most.
+# A file system's names have up to 255 bytes; a partial file's own part takes 50 at most.
 _NAME_BYTES: Final = 200
+_PARTIAL: Final = re.compile(r"\..*\.(\d+)\.([0-9a-f]{8})[0-9a-f]{8}\.partial")
 
 
 @contextmanager
@@ -83,4 +87,27 @@ def _beside(target: Path) -> Path:
     name = target.name
     while len(os.fsencode(name)) > _NAME_BYTES:
         name = name[:-1]
-    return target.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    return target.with_name(f".{name}.{os.getpid()}.{machine()}{secrets.token_hex(4)}.partial")
+
+
+def machine() -> str:
+    """Eight digits by which a process of this machine is told from one of another with the same number."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def sweep(directory: Path) -> None:
+    """Delete what killed processes of this machine have left of files that were to be whole."""
+    for path in directory.glob(".*.partial"):
+        found = _PARTIAL.fullmatch(path.name)
+        if found is not None and found[2] == machine() and not _lives(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

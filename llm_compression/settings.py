@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,12 @@ def _products(backend: Any) -> _Held:
 
 
 _MKLDNN: Final[Any] = torch.backends.mkldnn  # a class in the place of its module, which types do not know
-_HELD: Final = (
+_PRECISIONS: Final = (
     _products(torch.backends.cuda.matmul),
     _products(_MKLDNN.matmul),
+)
+# usually set by a context of one thread
+_SWITCHES: Final = (
     _Held(
         lambda: _MKLDNN.enabled,
         # not the property, which `torch.backends.disable_global_flags` freezes
@@ -64,10 +68,12 @@ def own_settings() -> Iterator[None]:
 
     Without the caller's autocast, which is a setting of the thread; and with oneDNN, every kernel of attention and
     float32 products from all bits. These are settings of the process: where one was changed, it is as PyTorch starts
-    while any thread is in here.
+    while a thread is in here. Precision is so until the last thread leaves. A kernel or oneDNN is given back by the
+    thread that found it off, which may be in a context that ends next; another that computes goes on with what it is
+    given, in other bits of rounding.
     """
     enabled = [kind for kind in _KINDS if torch.is_autocast_enabled(kind)]
-    _hold()
+    found_off = _hold()
     inside, _thread.inside = _inside(), True
     try:
         for kind in enabled:
@@ -77,32 +83,54 @@ def own_settings() -> Iterator[None]:
         for kind in enabled:
             torch.set_autocast_enabled(kind, True)
         _thread.inside = inside
-        _release()
+        _release(found_off)
 
 
 def _inside() -> bool:
     return getattr(_thread, "inside", False)
 
 
-def _hold() -> None:
+def _hold() -> list[tuple[_Held, Any]]:
+    """Set what is not as PyTorch starts; gives the switches among it."""
     global _holders  # one for the process, as the settings are
     with _counting:
         _holders += 1
-        for each in _HELD:
-            found = each.get()
-            if found not in each.own:
-                _before.append((each, found))
-                each.set(each.own[0])
+        _before.extend(_set_own(_PRECISIONS))
+        return _set_own(_SWITCHES)
 
 
-def _release() -> None:
+def _set_own(settings: tuple[_Held, ...]) -> list[tuple[_Held, Any]]:
+    changed = [(each, found) for each in settings if (found := each.get()) not in each.own]
+    for each, _ in changed:
+        each.set(each.own[0])
+    return changed
+
+
+def _release(found_off: list[tuple[_Held, Any]]) -> None:
     global _holders
     with _counting:
         _holders -= 1
+        _give_back(found_off)
         if _holders == 0:
-            for each, value in reversed(_before):
-                each.set(value)
-            _before.clear()
+            _give_back(_before)
+
+
+def _give_back(changed: list[tuple[_Held, Any]]) -> None:
+    for each, value in reversed(changed):
+        each.set(value)
+    changed.clear()
+
+
+def _after_fork() -> None:
+    """In a child only the thread that forked goes on: no other holds anything, or will release it."""
+    global _counting, _holders
+    _counting, _holders = threading.Lock(), int(_inside())
+    if not _holders:
+        _give_back(_before)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def undisturbed(function: Callable[P, R]) -> Callable[P, R]:

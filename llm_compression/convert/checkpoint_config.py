@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -256,8 +257,10 @@ def made(
         return config_class(**values)
     except ConfigError as error:
         field, _, reason = str(error).partition(":")
-        where = f"overrides: {field}" if field in overrides else f"{file}: {keys.get(field, field)}"
-        raise CheckpointError(f"{where}:{reason}") from error
+        # of two that do not fit each other, the one that was given
+        if any(re.search(rf"\b{name}\b", str(error)) for name in overrides):
+            raise CheckpointError(f"overrides: {error}") from error
+        raise CheckpointError(f"{file}: {keys.get(field, field)}:{reason}") from error
 
 
 def nested_config(

@@ -14,7 +14,7 @@ INSTALL: Final = "pip install 'llm-compression[hub]'"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # All that a path would offer beside the weights, inner folders included: `*` also stands for a folder there.
-_CONFIGS: Final = (
+CONFIGS: Final = (
     *("*config.json", "modules.json", "*tokenizer.json", "*vocab.json", "*vocab.txt", "*merges.txt"),
     *("*special_tokens_map.json", "*added_tokens.json", "config_sentence_transformers.json"),
 )
@@ -55,7 +55,7 @@ def download(hub_id: str, revision: str | None, has_weights: Callable[[Path], bo
     folder, inner = "", Path()
     for weights in ((), *_WEIGHTS):
         try:
-            patterns = [*_CONFIGS, *(f"{folder}{name}" for name in weights)]
+            patterns = [*CONFIGS, *(f"{folder}{name}" for name in weights)]
             directory = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
         # the library raises its own errors, its HTTP client's and the operating system's
         except Exception as error:

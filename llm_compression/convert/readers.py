@@ -152,9 +152,9 @@ def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
 
 
 def _beside(directory: Path) -> Iterator[Path]:
-    """The files of a directory, and of those in it, that may say something of a checkpoint."""
-    for pattern in ("*.json", "*.txt", "*/*.json"):
-        yield from directory.glob(pattern)
+    """The files of a directory, and of a sentence-transformers module in it, that say something of a checkpoint."""
+    for folder in (directory, *directory.glob("[0-9]*_*/")):
+        yield from (file for pattern in hub.CONFIGS for file in folder.glob(pattern))
 
 
 def _text_encoder(opened: Checkpoint, root: Path, directory: Path, overrides: Mapping[str, Any]) -> Checkpoint:

@@ -139,6 +139,8 @@ def max_length(directory: Path, positions: int, *, settings: bool = True) -> int
         return positions
     if not isinstance(stated, int) or isinstance(stated, bool):
         raise CheckpointError(f"{where}: {stated!r}, expected a whole number")
+    if stated < 1:
+        raise CheckpointError(f"{where}: {stated}, expected a positive whole number")
     return min(stated, positions)
 
 

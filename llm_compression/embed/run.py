@@ -30,13 +30,13 @@ from llm_compression.embed.shards import (
 from llm_compression.embed.sources import Sources, find_sources
 from llm_compression.embed.tables import VectorDtype, VectorType
 from llm_compression.errors import ConfigError, EmbedError, SourceError
+from llm_compression.files import sweep
 from llm_compression.progress import progress_bar
 
 EngineName = Literal["local", "ray"]
 SHARD_ROWS: Final = 1024
 TIMEOUT_SECONDS: Final = 600.0
 _SHARD_NAME: Final = re.compile(r"\d{8}-[0-9a-f]{16}\.parquet")
-_PARTIAL: Final = re.compile(r"\.\d{8}-[0-9a-f]{16}\.parquet\.(\d+)\.[0-9a-f]+\.partial")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Summary:
         embedded_texts: Rows with an embedding of their text.
         text_errors: Rows without one, by code, where texts are embedded.
         failed: Rows of which one of the two has none.
+        replaced: Rows of files that are of no part of the input, deleted once the run is complete.
     """
 
     rows: int
@@ -72,6 +73,7 @@ class Summary:
     embedded_texts: int = 0
     text_errors: Mapping[str, int] = field(default_factory=dict)
     failed: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,8 @@ def embed(
             name for name, each in counts.items() if (each.errors.keys() | each.text_errors.keys()) & set(retry_errors)
         }
         if (stale or changed - again) and not replace_changed:
-            name = [*stale, *sorted(changed - again)][0]
-            raise EmbedError(
-                f"{target}: {len(stale) + len(changed - again)} shards such as {name} are of another state of the "
-                "source, or of another --shard-rows; --replace-changed makes them again"
-            )
+            raise EmbedError(f"{target}: {_otherwise(stale, sorted(changed - again), target)}")
+        replaced = _rows_in(target, stale)
         done = [shard for shard in shards if shard.name in present and shard.name not in again | changed]
         names = {shard.name for shard in done}
         todo = [shard for shard in shards if shard.name not in names]
@@ -223,7 +222,7 @@ def embed(
             total.add(counts[shard.name])
         if not dry_run:
             target.mkdir(parents=True, exist_ok=True)
-            _sweep(target)
+            sweep(target)
             by_name = {shard.name: shard for shard in todo}
 
             def on_receipt(receipt: Receipt) -> bool:
@@ -250,6 +249,7 @@ def embed(
         embedded_texts=0 if text_column is None else _rows_of(finished) - sum(total.text_errors.values()),
         text_errors=dict(sorted(total.text_errors.items())),
         failed=total.failed,
+        replaced=replaced,
     )
 
 
@@ -363,19 +363,24 @@ def _counts(path: Path) -> _Counts:
     return _Counts(errors, text_errors, failed)
 
 
-def _sweep(target: Path) -> None:
-    """Delete what killed processes of this machine have left."""
-    for path in target.glob(".*.partial"):
-        found = _PARTIAL.fullmatch(path.name)
-        if found is not None and not _lives(int(found[1])):
-            path.unlink(missing_ok=True)
+def _otherwise(stale: Sequence[str], changed: Sequence[str], target: Path) -> str:
+    """What keeps a run from going on, and what would become of it."""
+    said = []
+    if changed:
+        said.append(
+            f"{len(changed)} shards such as {changed[0]} are of another state of the source; --replace-changed makes "
+            "them again"
+        )
+    if stale:
+        said.append(
+            f"{len(stale)} shards such as {stale[0]}, with {_rows_in(target, stale)} rows, are of no part of this "
+            "input, which is another or cut otherwise by --shard-rows; --replace-changed deletes them once the run is "
+            "complete"
+        )
+    return "; ".join(said)
 
 
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _rows_in(target: Path, names: Iterable[str]) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(target / name).num_rows for name in names)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import pyarrow as pa
 
 from llm_compression.embed.encoders import AnyEncoder, open_encoder
 from llm_compression.embed.shards import embed_batches
+from llm_compression.embed.sources import file_identity
+from llm_compression.inference.model_path import weight_file_of
+from llm_compression.text.tokenizer import TOKENIZER_FILE
 
 # Columns behind a frame's own, in Spark's words; its arrays have no fixed size.
 NEW_COLUMNS: Final = "embedding array<float>, error string, error_message string"
@@ -45,7 +48,8 @@ def map_in_arrow(
 
     Returns:
         A function from record batches to the same with the columns of `NEW_COLUMNS`, then those of `NEW_TEXT_COLUMNS`,
-        behind their own. The model is opened once in a process of Spark's. It raises as `embed_batches`.
+        behind their own. The model is opened once in a process of Spark's, and again where its files changed. It
+        raises as `embed_batches`.
     """
     options = {"text_column": text_column, "normalize": normalize, "batch_size": batch_size}
     return partial(_embedded, os.fspath(model), column, options, threads, device, dtype)
@@ -60,12 +64,25 @@ def _embedded(
     dtype: str,
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    encoder = _opened(model, threads, device, dtype, options["text_column"])
+    encoder = _opened(model, _state_of(model), threads, device, dtype, options["text_column"])
     yield from embed_batches(batches, encoder, column, vector_type="list", **options)
 
 
-@cache
-def _opened(model: str, threads: int, device: str, dtype: str, text_column: str | None) -> AnyEncoder:
+def _state_of(model: str) -> str:
+    """What another model under the same name changes: Spark goes on with a process for later jobs."""
+    weights = weight_file_of(model)
+    return f"{file_identity(weights)} {file_identity(weights.with_name(TOKENIZER_FILE))}"
+
+
+@lru_cache(maxsize=1)
+def _opened(
+    model: str,
+    state: str,  # noqa: ARG001  # a part of the key
+    threads: int,
+    device: str,
+    dtype: str,
+    text_column: str | None,
+) -> AnyEncoder:
     # read once in a process, by what follows; each of a machine's tasks has a process
     os.environ.setdefault(_THREADS_VARIABLE, str(threads))
     return open_encoder(model, device, dtype, text_column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -154,7 +155,8 @@ def decoded(
             with _decoded(file, formats, strict, keep) as image:
                 # here the picture is decoded
                 if _state_of(file) != before:
-                    raise DamageError("the file changed while it was read")
+                    # as an error of the operating system: tried again, it may pass
+                    raise OSError(errno.ESTALE, "the file changed while it was read")
                 yield image
     else:
         with _decoded(io.BufferedReader(MemoryFile([source])), formats, strict, keep) as image:

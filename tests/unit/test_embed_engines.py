@@ -269,3 +269,22 @@ def test_the_function_for_spark_gives_the_rows_of_embed_batches(
     failed = {name: [bool(each) for each in pa.Table.from_batches(found)[name].to_pylist()] for name in named}
     assert not column or failed["error"] == [False, True, True, False, False]
     assert not text_column or failed["text_error"] == [False, False, True, True, False]
+
+
+@pytest.mark.requirement("38.8")
+def test_the_function_for_spark_opens_the_model_that_has_the_name_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """38.8: ... by the model that has the name: Spark goes on with a process after another model took it."""
+    monkeypatch.setenv("LLM_COMPRESSION_NUM_THREADS", "1")
+    (batch,) = captioned().to_batches()
+    texts = write_text_model(tmp_path / "bert", TINY_BERT)
+    function = map_in_arrow(texts, None, text_column="caption")
+    before = list(function(iter([batch])))
+    for seed in (1, 2):
+        write_text_model(texts, TINY_BERT, seed)
+        encoder = open_encoder(texts, "cpu", "float32", "caption")
+        after = list(function(iter([batch])))
+        assert after == list(embed_batches([batch], encoder, None, text_column="caption", vector_type="list"))
+        assert after != before
+        before = after

@@ -330,3 +330,20 @@ def test_an_embedding_that_is_not_finite_costs_its_row_alone(tmp_path: Path) -> 
     (found,) = embed_batches([batch], encoder, "file", batch_size=2)
     assert found["error"].to_pylist() == [None, "not_finite", None, "not_finite", None]
     assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False, True, False]
+
+
+@pytest.mark.requirement("35.8")
+def test_what_is_of_no_part_of_the_input_is_counted_before_it_goes(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """35.8: IF ... a file of the data set is of no part of the input, THEN THE Package SHALL raise EmbedError, unless
+    ... the other deleted."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before, one = files(out), min(photos.glob("a*.png"))
+    rows = ds.dataset(out).count_rows()
+    with pytest.raises(EmbedError, match=rf"with {rows} rows, are of no part of this input.*deletes them"):
+        run(one, out)
+    tried = run(one, out, replace_changed=True, dry_run=True)
+    assert (tried.rows, tried.replaced) == (1, rows)
+    assert files(out) == before
+    made = run(one, out, replace_changed=True)
+    assert (made.rows, made.replaced, ds.dataset(out).count_rows()) == (1, rows, 1)

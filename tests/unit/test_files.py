@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from llm_compression.embeddings import write_embeddings
-from llm_compression.files import put_aside, whole_directory, whole_file
+from llm_compression.files import machine, put_aside, sweep, whole_directory, whole_file
 from llm_compression.inference.weight_format import WeightMetadata, write_weights
 from llm_compression.models.demo import run_demo
 
@@ -301,3 +301,24 @@ def test_what_the_package_writes(
     write(target)
     assert target.read_bytes() != BEFORE
     assert names(tmp_path) == [name]
+
+
+@pytest.mark.requirement("33.2")
+def test_what_is_swept_up_is_of_a_dead_process_of_this_machine(tmp_path: Path) -> None:
+    """33.2: IF a write fails or is interrupted, THEN THE Package SHALL leave ... nothing beside it: of a killed process
+    the next run does that, and leaves what another machine, or a process that lives, still writes."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    here, dead, alive = machine(), process.pid, os.getpid()
+    there = f"{int(here, 16) ^ 1:08x}"
+    kept = [
+        f".a.{alive}.{here}01234567.partial",
+        f".a.{dead}.{there}01234567.partial",
+        "a",
+        ".a.partial",
+        ".a.1.partial",
+    ]
+    for name in [*kept, f".a.{dead}.{here}01234567.partial"]:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(kept)

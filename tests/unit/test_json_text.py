@@ -37,3 +37,10 @@ def test_a_key_that_stands_twice_is_refused_at_any_depth(key: str, first: object
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"Expecting|nested too deep|codec can't decode"):
         parsed(text)
+
+
+def test_a_large_object_is_looked_through_once() -> None:
+    """A vocabulary has hundreds of thousands of keys: for each key a look at all others would not end."""
+    keys = ", ".join(f'"{number}": {number}' for number in [*range(300_000), 299_999])
+    with pytest.raises(ValueError, match="key '299999' stands there twice"):
+        parsed(f"{{{keys}}}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -284,3 +285,59 @@ def test_settings_of_the_caller_are_as_they_were_after_an_error() -> None:
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"
         assert _MKLDNN.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.requirement("37.1")
+@pytest.mark.parametrize("name", ["without oneDNN", "plain attention"])
+@pytest.mark.parametrize("first", ["this thread", "the other"])
+def test_a_context_of_one_thread_leaves_nothing_behind_beside_another(name: str, first: str) -> None:
+    """37.1: ... and leave the setting as it was: also where the caller's context ends while another thread computes."""
+    start, inside, leave = _settings(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with own_settings():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    if first == "the other":
+        thread.start()
+        assert inside.wait(30)
+    with SETTINGS[name]():
+        before = _settings()
+        with own_settings():
+            assert all(_settings()["on"])
+            if first == "this thread":
+                thread.start()
+                assert inside.wait(30)
+        assert _settings()["on"] == before["on"]
+    leave.set()
+    thread.join(30)
+    assert _settings() == start
+
+
+@pytest.mark.requirement("37.1")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_beside_a_thread_that_computes_has_settings_of_its_own() -> None:
+    """37.1: ... and leave the setting as it was: in a child, to which only the thread that forked goes along."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with own_settings():
+            inside.set()
+            leave.wait(30)
+
+    with SETTINGS["medium products"]():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(30)
+        child = os.fork()
+        if child == 0:
+            given_back = _MKLDNN.matmul.fp32_precision == "bf16"
+            with own_settings():
+                held = _MKLDNN.matmul.fp32_precision == "ieee"
+            os._exit(0 if given_back and held and _MKLDNN.matmul.fp32_precision == "bf16" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        leave.set()
+        thread.join(30)

@@ -83,7 +83,7 @@ OTHERS: dict[str, set[str]] = {
     "harness/clip/sample.py": {"SystemExit"},  # a program of its own
     "inference/encoder.py": {"AttributeError"},  # of an object, for hasattr
     "json_text.py": {"ValueError"},  # as json's own, which each caller turns into its own with the name of the file
-    "multimodal/decoding.py": {"ValueError"},  # caught where it becomes an ImageError
+    "multimodal/decoding.py": {"ValueError", "OSError"},  # caught where they become an ImageError
 }
 
 

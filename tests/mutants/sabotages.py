@@ -239,8 +239,9 @@ SABOTAGES: Final = (
                 'possible = ("plain",)',
             ),
         ),
-        _TO_LIMIT,
-        _OVER_LIMIT,
+        # of B/32: with the tokens of B/16 float32 on AVX2 takes a tenth longer, which the gate leaves
+        _tests("benchmarks/gates/test_ratio.py", "-k", "latency-b32-to-limit"),
+        r"latency-b32-to-limit[a-z0-9-]*: latency_to_limit [\d.]+, expected <=",
     ),
     Sabotage(
         "60 MB kept per call",

@@ -22,6 +22,20 @@ BROKEN |= {
     "i-pipe.jpg": "not_a_file",
 }
 MODEL = str(shapes_model())
+# what a decoder does that takes its process with it, or never ends
+HOSTILE_SITE = """
+import os, pathlib, signal, time
+real = pathlib.Path.open
+def opened(self, *given, **named):
+    if "crash" in self.name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while "hang" in self.name:
+        with open(self.with_suffix(".pid"), "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(1)
+    return real(self, *given, **named)
+pathlib.Path.open = opened
+"""
 
 
 def write_photos(folder: Path) -> Path:

@@ -12,16 +12,6 @@ from llm_compression import shapes_model
 MODEL = str(shapes_model())
 ROWS = 48
 SHARD_ROWS = 4
-# what a decoder does that takes its process with it
-SITE = """
-import os, pathlib, signal
-real = pathlib.Path.open
-def opened(self, *given, **named):
-    if "crash" in self.name:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return real(self, *given, **named)
-pathlib.Path.open = opened
-"""
 
 
 def program(*arguments: str, **named: str) -> subprocess.CompletedProcess[str]:

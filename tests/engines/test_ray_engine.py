@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from llm_compression.embed.run import embed
-from tests.engines.runs import MODEL, ROWS, SHARD_ROWS, SITE, data_set, program
+from tests.embed_photos import HOSTILE_SITE
+from tests.engines.runs import MODEL, ROWS, SHARD_ROWS, data_set, program
 from tests.text_models import TINY_CLIP, write_text_model
 
 
@@ -117,7 +118,7 @@ def actors_of(out: Path) -> list[psutil.Process]:
 def test_a_row_that_ends_its_process_costs_itself_alone(listed: Path, tmp_path: Path) -> None:
     """38.2 and a real cluster: the row is `crashed`, and the other rows have their embeddings."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE_SITE)
     (tmp_path / "crash.png").touch()
     names = listed.read_text().split()[:6]
     names[2] = str(tmp_path / "crash.png")

@@ -27,18 +27,10 @@ from llm_compression.embed.shards import Receipt, Settings, Shard, embed_batches
 from llm_compression.embed.sources import find_sources
 from llm_compression.embed.spark import NEW_COLUMNS, NEW_TEXT_COLUMNS, map_in_arrow
 from llm_compression.errors import ConfigError, EmbedError, MissingDependencyError, SourceError
+from tests.embed_photos import HOSTILE_SITE
 from tests.text_models import TINY_BERT, TINY_CLIP, write_text_model
 
 MODEL = str(shapes_model())
-SITE = """
-import os, pathlib, signal
-real = pathlib.Path.open
-def opened(self, *given, **named):
-    if "crash" in self.name:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return real(self, *given, **named)
-pathlib.Path.open = opened
-"""
 
 
 def picture() -> bytes:
@@ -125,7 +117,7 @@ def test_a_row_that_ends_an_actors_process_costs_itself_alone(
     """38.2: IF a row ends the process that an actor embeds it by, THEN THE Package SHALL give that row the code
     `crashed`, and the other rows their embeddings."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE_SITE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     (tmp_path / "crash.png").touch()
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'crash.png'}\n{photo}\n")

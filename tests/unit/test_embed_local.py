@@ -15,22 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from llm_compression.embed.run import embed
-from tests.embed_photos import MODEL, files, run, write_photos
-
-# what a decoder does that takes its process with it, or never ends
-SITE = """
-import os, pathlib, signal, time
-real = pathlib.Path.open
-def opened(self, *given, **named):
-    if "crash" in self.name:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    while "hang" in self.name:
-        with open(self.with_suffix(".pid"), "w") as file:
-            file.write(str(os.getpid()))
-        time.sleep(1)
-    return real(self, *given, **named)
-pathlib.Path.open = opened
-"""
+from tests.embed_photos import HOSTILE_SITE, MODEL, files, run, write_photos
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +35,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in which a file that is called so ends the process, or never returns."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE_SITE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
 
 
